@@ -1,0 +1,54 @@
+// Softmax cross-entropy, and where a label ranks among the logits.
+#include "grid.cuh"
+
+// loss[r] = log(sum_c exp(x[r,c])) - x[r,label[r]];  dx = (softmax(x) - onehot(label)) * scale.   rows = N
+KERNEL cross_entropy_rows(long long rows, const float* x, const int* label, float* loss, float* dx, int classes,
+                             float scale) {
+    ROWS(r, rows) {
+        const float* xr = x + r * classes;
+        float* dr = dx + r * classes;
+        float top = LOWEST, total = 0;
+        LANES(c, classes) top = xr[c] > top ? xr[c] : top;
+        top = row_max(top);
+        LANES(c, classes) {
+            const float e = expf(xr[c] - top);
+            dr[c] = e;
+            total += e;
+        }
+        total = row_sum(total);
+        const int right = label[r];
+        LANES(c, classes) dr[c] = (dr[c] / total - (c == right ? 1.0f : 0.0f)) * scale;
+        LANES(c, 1) loss[r] = logf(total) + top - xr[right];
+    }
+}
+
+// y = softmax(x).   rows = N
+KERNEL softmax_rows(long long rows, const float* x, float* y, int classes) {
+    ROWS(r, rows) {
+        const float* xr = x + r * classes;
+        float* yr = y + r * classes;
+        float top = LOWEST, total = 0;
+        LANES(c, classes) top = xr[c] > top ? xr[c] : top;
+        top = row_max(top);
+        LANES(c, classes) {
+            const float e = expf(xr[c] - top);
+            yr[c] = e;
+            total += e;
+        }
+        total = row_sum(total);
+        LANES(c, classes) yr[c] /= total;
+    }
+}
+
+// rank[r] = how many classes come before label[r]: a larger logit, or NaN, or the same logit and a smaller index. rows = N
+KERNEL label_rank(long long rows, const float* x, const int* label, float* rank, int classes) {
+    ROWS(r, rows) {
+        const float* xr = x + r * classes;
+        const int right = label[r];
+        const float own = xr[right];
+        float before = 0;
+        LANES(c, classes) before += c != right && (!(xr[c] <= own) || (xr[c] == own && c < right)) ? 1.0f : 0.0f;
+        before = row_sum(before);
+        LANES(c, 1) rank[r] = before;
+    }
+}

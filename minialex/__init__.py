@@ -1,0 +1,1 @@
+"""AlexNet from scratch: every kernel written by hand, once, for NVIDIA GPUs and for CPUs."""

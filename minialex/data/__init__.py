@@ -1,0 +1,1 @@
+"""Pictures on disk made into batches: folders, decoding, the loader, the built-in set."""

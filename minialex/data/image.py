@@ -1,0 +1,152 @@
+"""The one place that decodes: a picture file becomes 8-bit RGB, or an UnreadableImage that names it.
+
+decode() gives the whole picture. square() gives the centre square at one size, which is what train, evaluate and
+predict share. Both may be called from several threads. Colour profiles are ignored, as is usual in the field.
+"""
+
+import logging
+import os
+import stat
+import warnings
+from contextlib import contextmanager
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+# Imported by name so that every format is registered before threads start to decode.
+from PIL import (BmpImagePlugin, GifImagePlugin, JpegImagePlugin, MpoImagePlugin, PngImagePlugin,  # noqa: F401
+                 PpmImagePlugin, TiffImagePlugin, WebPImagePlugin)
+
+from ..errors import UserError, shown
+
+# Only these: among the others that Pillow knows is one that starts Ghostscript (EPS).
+FORMATS = "JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM"
+# Where Pillow begins to warn of decompression bombs. 89 million pixels take 360 MB once decoded, in every worker.
+MAX_PIXELS = 89_478_485
+MAX_RATIO = 20
+
+# Pillow's warnings (odd metadata, mostly) say nothing that the result does not. warnings.catch_warnings() swaps
+# a list that all threads share, so they are filtered once, here. The pixel limit is checked by hand below.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+logging.getLogger("PIL").addHandler(logging.NullHandler())
+
+ORIENTATION_TAG = 0x0112
+TRANSPOSE = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class UnreadableImage(UserError):
+    """A file that does not hold a picture which can be used; the text names the file and the cause."""
+
+    def __init__(self, path, reason):
+        super().__init__(path, reason)
+        self.path, self.reason = path, reason
+
+    def __str__(self):
+        return f"{shown(self.path)}: {self.reason}"
+
+
+def decode(path):
+    """The whole picture, upright, as a PIL image of mode RGB."""
+    with _opened(path) as image:
+        image.load()
+        return _upright(_rgb(_eight_bit(image)), _orientation(image))
+
+
+def square(path, size):
+    """The picture's centre square, upright, at size x size: uint8 (size, size, 3)."""
+    with _opened(path) as image:
+        width, height = image.size
+        if max(width, height) > MAX_RATIO * min(width, height):
+            raise UnreadableImage(path, f"its sides, {width} x {height} pixels, are more than {MAX_RATIO} to 1")
+        # JPEG can decode at 1/2, 1/4 or 1/8 for a fraction of the time; the result is never smaller than asked.
+        image.draft(None, (size, size))
+        image.load()
+        # Cropped before anything is converted, and turned last, so that what is allocated stays small.
+        side = min(image.size)
+        left, top = (image.width - side) // 2, (image.height - side) // 2
+        picture = _rgb(_eight_bit(image).crop((left, top, left + side, top + side)))
+        picture = picture.resize((size, size), Image.Resampling.BILINEAR)  # antialiased when it shrinks
+        return np.array(_upright(picture, _orientation(image)))
+
+
+@contextmanager
+def _opened(path):
+    """The file opened by Pillow, not yet loaded. Whatever goes wrong inside becomes an UnreadableImage."""
+    try:
+        about = os.stat(path)
+        if not stat.S_ISREG(about.st_mode):  # opening a FIFO would wait for a writer
+            raise UnreadableImage(path, "it is not a regular file")
+        with open(path, "rb") as file:
+            image = Image.open(file, formats=FORMATS)
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise UnreadableImage(path, f"its {width} x {height} pixels are more than the {MAX_PIXELS:,} allowed")
+            if width < 1 or height < 1:
+                raise UnreadableImage(path, "it has no pixels")
+            yield image
+    except UnreadableImage:
+        raise
+    except UnidentifiedImageError as error:
+        reason = "it is not an intact image of a format that is read here (JPEG, PNG, GIF, BMP, WebP, TIFF, PPM)"
+        raise UnreadableImage(path, reason if about.st_size else "it is empty") from error
+    except Image.DecompressionBombError as error:
+        raise UnreadableImage(path, f"it has more than the {MAX_PIXELS:,} pixels allowed") from error
+    except MemoryError as error:
+        raise UnreadableImage(path, "there is not enough memory to decode it") from error
+    except Exception as error:  # damaged files raise OSError, ValueError, TypeError, SyntaxError, struct.error ...
+        reason = getattr(error, "strerror", None)  # the system's word: no such file, permission denied
+        raise UnreadableImage(path, reason or f"it cannot be decoded: {str(error) or type(error).__name__}") from error
+
+
+def _orientation(image):
+    """EXIF orientation of a loaded image, 1 if there is none. Call it only after load(): it loads, and a loading
+    error swallowed here would leave a black picture."""
+    try:
+        return image.getexif().get(ORIENTATION_TAG, 1)
+    except Exception:  # damaged metadata, in as many exception types as pixels, is no reason to drop sound pixels
+        return 1
+
+
+def _upright(image, orientation):
+    method = TRANSPOSE.get(orientation)
+    return image if method is None else image.transpose(method)
+
+
+def _eight_bit(image):
+    """Deep greyscale scaled to 8 bits, where Pillow would clip it at 255. Other images are returned as they are."""
+    if image.mode.startswith("I;16"):
+        twelve = getattr(image, "tag_v2", {}).get(TiffImagePlugin.BITSPERSAMPLE) == (12,)
+        white = 4095 if twelve else 65535
+    elif image.mode in ("I", "F"):
+        white = _white(image)
+    else:
+        return image
+    pixels = np.asarray(image, np.float32) * np.float32(255 / white)
+    return Image.fromarray(np.rint(pixels).clip(0, 255).astype(np.uint8))
+
+
+def _white(image):
+    """The value that means white in an int or float image. Most files do not say, so it is the first customary
+    one that the values do not exceed by more than a factor of two: resampling overshoots."""
+    if image.format in ("PNG", "PPM"):
+        return 65535
+    top = np.asarray(image).max() if image.mode == "I" else np.abs(np.asarray(image)).max()
+    for white in (255, 65535, 2**31 - 1) if image.mode == "I" else (1, 255, 65535):
+        if top <= 2 * white:
+            return white
+    raise ValueError(f"its float pixels reach {top:g}, and white is taken to be 1, 255 or 65535")  # also NaN
+
+
+def _rgb(image):
+    if not image.has_transparency_data:
+        return image if image.mode == "RGB" else image.convert("RGB")
+    # Over white, as a browser shows it. Dropping alpha would bring up whatever colour lies hidden beneath.
+    white = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")

@@ -1,0 +1,188 @@
+"""The default training set, drawn by program: what `python -m minialex.train` learns when no data is given.
+
+A class is a shape and a texture together. Every shape wears two of the textures and every texture is worn
+by three or four of the shapes, so neither decides alone; place, size, turn, colours, light and clutter are
+drawn without looking at the class. Pixels and colours taken one by one therefore tell next to nothing
+(tests/data/test_shapes.py measures it), while a small convolutional network gets nearly all of them right.
+"""
+
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+VERSION = 1  # goes up whenever a picture changes, so that a cached older set is not mistaken for this one
+SIDE = 112  # pixels; 7/8 of it, the usual share of a random crop, is 98
+CLASSES = (
+    "checked_ring", "checked_star", "checked_triangle",
+    "dotted_circle", "dotted_cross", "dotted_ring", "dotted_triangle",
+    "striped_circle", "striped_cross", "striped_star",
+)
+
+
+# Shapes: signed distance to the outline (negative inside) in the shape's own frame, where it reaches out to
+# radius 1. All have a mirror axis, so a flipped picture keeps its class.
+
+def circle(x, y):
+    return np.hypot(x, y) - 0.9
+
+
+def ring(x, y):
+    return np.abs(np.hypot(x, y) - 0.7) - 0.28
+
+
+def cross(x, y):
+    x, y = np.abs(x), np.abs(y)
+    return np.maximum(np.minimum(x, y) - 0.3, np.maximum(x, y) - 0.95)
+
+
+def triangle(x, y):
+    return pointed(x, y, 3, 0.5)
+
+
+def star(x, y):
+    return pointed(x, y, 5, 0.45)
+
+
+def pointed(x, y, points, waist):
+    """A star with its tips at radius 1 and its notches at radius `waist`; cos(pi/points) makes it a polygon."""
+    half = np.pi / points
+    angle = np.abs(np.arctan2(y, x) % (2 * half) - half)  # by symmetry one edge, notch (0) to tip (half), is enough
+    radius = np.hypot(x, y)
+    normal = np.array([1 - np.cos(half) * waist, np.sin(half) * waist], np.float32)
+    normal /= np.hypot(*normal)
+    from_tip, across = radius * np.cos(half - angle) - 1, radius * np.sin(half - angle)
+    return from_tip * normal[1] + across * normal[0]
+
+
+# Textures: positive where the second colour goes; x and y count periods, `share` moves the colours' balance.
+
+def striped(x, y, share):
+    return np.cos(1.5 * np.pi * x) + share
+
+
+def dotted(x, y, share):
+    return np.cos(2 * np.pi * x) + np.cos(2 * np.pi * y) - 0.8 + share  # without the 0.8 it would be a chessboard
+
+
+def checked(x, y, share):
+    return np.cos(2 * np.pi * x) * np.cos(2 * np.pi * y) * 2 + share / 4
+
+
+SHAPES = {shape.__name__: shape for shape in (circle, ring, cross, triangle, star)}
+TEXTURES = {texture.__name__: texture for texture in (striped, dotted, checked)}
+
+# The middle of each pixel, from -1 to 1 across the picture.
+Y, X = (np.mgrid[:SIDE, :SIDE].astype(np.float32) + 0.5) * (2 / SIDE) - 1
+
+
+def turned(x, y, angle):
+    c, s = np.float32(np.cos(angle)), np.float32(np.sin(angle))
+    return c * x + s * y, c * y - s * x
+
+
+def smooth_edge(d, pixel):
+    """1 inside, 0 outside, a ramp of one pixel between them: the outline without stairs."""
+    return np.clip(0.5 - d * np.float32(1 / pixel), 0, 1)
+
+
+def colour(rng, saturation, value):
+    """Any hue; saturation and value (as in HSV) from the given ranges."""
+    hue, saturation, value = rng.uniform(0, 6), rng.uniform(*saturation), rng.uniform(*value)
+    lack = np.clip(np.abs((hue + np.array([3, 1, 5])) % 6 - 3) - 1, 0, 1)
+    return (value * (1 - saturation * (1 - lack))).astype(np.float32)
+
+
+def paint(canvas, shape, centre, radius, angle, colour, edge=2 / SIDE):
+    """Lay `shape` over the canvas, touching only the square it can reach."""
+    reach = radius + edge
+    top, left = (max(0, int((c - reach + 1) * SIDE / 2)) for c in centre)
+    bottom, right = (max(0, int((c + reach + 1) * SIDE / 2) + 1) for c in centre)
+    part = np.s_[top:bottom, left:right]
+    y, x = Y[part] - np.float32(centre[0]), X[part] - np.float32(centre[1])
+    u, v = turned(x, y, angle)
+    cover = smooth_edge(shape(u / np.float32(radius), v / np.float32(radius)), edge / radius)[..., None]
+    colour = colour(x, y)[..., :] if callable(colour) else colour
+    canvas[part] += cover * (colour - canvas[part])
+
+
+def draw(shape, texture, rng):
+    """One picture, uint8 SIDE x SIDE x 3. Nothing drawn from `rng` depends on the shape or the texture."""
+    far, near = colour(rng, (0.1, 0.5), (0.45, 0.75)), colour(rng, (0.1, 0.5), (0.45, 0.75))
+    first, second = colour(rng, (0, 0.5), (0.9, 1)), colour(rng, (0.6, 1), (0.1, 0.45))
+    if rng.random() < 0.5:
+        first, second = second, first
+
+    # Background: a gradient with soft clouds on it.
+    slope = turned(X, Y, rng.uniform(0, 2 * np.pi))[0]
+    clouds = Image.fromarray(rng.uniform(-0.4, 0.4, (6, 6)).astype(np.float32)).resize((SIDE, SIDE), Image.BICUBIC)
+    blend = np.clip(0.5 + 0.4 * slope + np.asarray(clouds), 0, 1)[..., None]
+    canvas = far + blend * (near - far) * np.float32(0.7)
+
+    # Clutter: small plain shapes of every kind, behind the one that counts.
+    kinds = list(SHAPES.values())
+    for _ in range(rng.integers(3, 8)):
+        paint(canvas, kinds[rng.integers(len(kinds))], rng.uniform(-1, 1, 2), rng.uniform(0.08, 0.2),
+              rng.uniform(0, 2 * np.pi), colour(rng, (0.2, 0.8), (0.3, 0.9)))
+
+    radius, centre = rng.uniform(0.58, 0.78), rng.uniform(-0.2, 0.2, 2)
+    angle, grain = rng.uniform(0, 2 * np.pi, 2)
+    period, share, phase = radius * rng.uniform(0.32, 0.46), rng.uniform(-0.2, 0.2), rng.uniform(0, 1, 2)
+
+    def weave(x, y):
+        u, v = turned(x, y, grain)
+        ink = texture(u / np.float32(period) + phase[0].astype(np.float32), v / np.float32(period) + phase[1].astype(np.float32), share)
+        return first + smooth_edge(-ink, 2 * np.pi * 2 / SIDE / period)[..., None] * (second - first)
+
+    paint(canvas, shape, centre + rng.uniform(-0.06, 0.06, 2), radius, angle, np.float32(0.08), edge=0.12)  # its shadow
+    paint(canvas, shape, centre, radius, angle, weave)
+
+    # Light: falling off to one side, then the grain of a sensor.
+    light = 1 + np.float32(rng.uniform(0, 0.3)) * turned(X, Y, rng.uniform(0, 2 * np.pi))[0]
+    canvas *= light[..., None]
+    canvas += rng.standard_normal(canvas.shape, np.float32) * np.float32(rng.uniform(0, 0.04))
+    return (np.clip(canvas, 0, 1) * 255 + 0.5).astype(np.uint8)
+
+
+def make(root, *, train=300, val=50, seed=2012, progress=None):
+    """Draw the set into `root`/train/CLASS and `root`/val/CLASS, `train` and `val` pictures a class.
+
+    It appears under its name only when it is complete. `progress(done, total)` is called after each picture.
+    """
+    root = Path(root)
+    if root.exists() and not (root.is_dir() and not any(root.iterdir())):
+        raise FileExistsError(f"{root} already exists: name a new or an empty folder for the pictures")
+    root.parent.mkdir(parents=True, exist_ok=True)
+    done, total = 0, (train + val) * len(CLASSES)
+    with tempfile.TemporaryDirectory(dir=root.parent, prefix=f".{root.name}.") as beside:
+        for split, (name, count) in enumerate([("train", train), ("val", val)]):
+            for label, kind in enumerate(CLASSES):
+                folder = Path(beside, "set", name, kind)
+                folder.mkdir(parents=True)
+                texture, shape = kind.split("_")
+                for index in range(count):
+                    # A stream for each picture: it is the same however many others are drawn.
+                    rng = np.random.default_rng([seed, split, label, index])
+                    picture = draw(SHAPES[shape], TEXTURES[texture], rng)
+                    Image.fromarray(picture).save(folder / f"{index:05}.jpg", quality=90)
+                    done += 1
+                    if progress:
+                        progress(done, total)
+        os.rename(Path(beside, "set"), root)
+
+
+def default_set(progress=None):
+    """The path of the default set, drawn on first use into the user's cache ($MINIALEX_CACHE names another)."""
+    cache = os.environ.get("MINIALEX_CACHE")
+    if not cache:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "minialex")
+    root = Path(cache, f"shapes-v{VERSION}")
+    if not root.is_dir():
+        try:
+            make(root, progress=progress)
+        except OSError:
+            if not root.is_dir():  # else another process was first, and its set is the same
+                raise
+    return root

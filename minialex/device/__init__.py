@@ -1,0 +1,29 @@
+"""Where kernels run: `cpu` (the C++ compiler), `cuda` (CuPy), `numpy` (the references)."""
+
+from .kernel import Kernel, kernel
+
+
+def open_device(name="auto", threads=None, announce=None):
+    """The device of that name, and why it was chosen. -> (device, reason)
+
+    `announce` is called with a line of text before something slow (a first compilation).
+    """
+    from ..errors import UserError
+    if name == "numpy":
+        import numpy as np
+
+        from .reference import Reference
+        return Reference(np.float32), "asked for"
+    if name not in ("auto", "cpu", "cuda"):
+        raise UserError(f"unknown device {name!r}: choose auto, cpu, cuda or numpy")
+    reason = "asked for"
+    if name != "cpu":
+        from . import cuda
+        missing = cuda.why_not()
+        if not missing:
+            return cuda.CUDA(), "asked for" if name == "cuda" else "a working GPU was found"
+        if name == "cuda":
+            raise UserError(f"--device cuda: {missing}")
+        reason = missing
+    from .cpu import CPU
+    return CPU(threads, announce), reason

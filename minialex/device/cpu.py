@@ -1,0 +1,271 @@
+"""The CPU device: the .cu files compiled by the machine's C++ compiler, OpenBLAS for matrix products."""
+
+import contextlib
+import ctypes
+import hashlib
+import importlib.util
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import UserError
+from .base import Device, check_product
+from .kernel import declarations, sources
+
+# NaN must be seen, so -ffinite-math-only and -ffast-math stay out; the rest is what vectorises sums and square roots.
+FLAGS = ["-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fassociative-math",
+         "-fno-signed-zeros", "-fopenmp-simd", "-Wno-psabi", "-Wno-pass-failed", "-fPIC", "-shared", "-pthread"]
+
+
+def find_compiler():
+    """The command of a C++ compiler, as a list; none at all is a user's error."""
+    if os.environ.get("CXX"):
+        return os.environ["CXX"].split()
+    for name in ("c++", "g++", "clang++"):
+        if shutil.which(name):
+            return [shutil.which(name)]
+    if importlib.util.find_spec("ziglang"):
+        return [sys.executable, "-m", "ziglang", "c++"]
+    raise UserError("no C++ compiler found (looked for $CXX, c++, g++, clang++): install one, or `pip install minialex[compiler]`; "
+                    "--device numpy works without, slowly")
+
+
+def cache_folder():
+    """The user's own folder for compiled kernels; others may neither read nor write it."""
+    base = Path(os.environ.get("MINIALEX_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minialex")
+    folder = base / "compiled"
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    state = folder.stat()
+    if state.st_uid != os.getuid():
+        raise UserError(f"{folder} belongs to another user: compiled kernels are only loaded from a folder of your own; set MINIALEX_CACHE")
+    if state.st_mode & 0o077:
+        folder.chmod(0o700)
+    return folder
+
+
+def processor():
+    """What -march=native depends on."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.machine() + platform.processor()
+    return "".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))}))
+
+
+class Builder:
+    """Compiles a C++ text to a shared library, once per text, flags, compiler and processor."""
+
+    def __init__(self, flags):
+        self.compiler, self.flags, self.folder = find_compiler(), flags, cache_folder()
+        try:
+            version = subprocess.run([*self.compiler, "--version"], capture_output=True, text=True, check=True).stdout
+        except (OSError, subprocess.CalledProcessError) as error:
+            raise UserError(f"the C++ compiler {' '.join(self.compiler)!r} does not run ({error}): set CXX to one that does") from None
+        self.version = version.splitlines()[0] if version else ""
+        self.key = "\n".join([*self.compiler, version, processor(), *flags])
+
+    def path(self, name, text):
+        return self.folder / f"{name}-{hashlib.sha256((self.key + text).encode()).hexdigest()[:24]}.so"
+
+    def build(self, name, text):
+        target = self.path(name, text)
+        if not target.exists():
+            with tempfile.TemporaryDirectory(dir=self.folder) as scratch:
+                source, library = Path(scratch) / f"{name}.cpp", Path(scratch) / f"{name}.so"
+                source.write_text(text)
+                done = subprocess.run([*self.compiler, *self.flags, str(source), "-o", str(library)], capture_output=True, text=True)
+                if done.returncode:
+                    raise UserError(f"{' '.join(self.compiler)} could not compile {name}:\n{done.stderr.strip()}")
+                library.replace(target)    # another process may have been faster: both files are the same
+        return ctypes.CDLL(str(target))
+
+
+# Each kernel gets a function that unpacks 8-byte slots, so that one kind of call serves all.
+TRAMPOLINE = """
+extern "C" void run_{name}(const Slot* s, long long my_part, long long all_parts) {{
+    part = my_part; parts = all_parts;
+    {name}({arguments});
+}}
+"""
+SLOT = "\nunion Slot { void* p; long long l; unsigned long long ull; int i; unsigned u; float f; double d; };\n"
+FIELDS = {"int": "i", "unsigned": "u", "long long": "l", "unsigned long long": "ull", "float": "f", "double": "d"}
+
+
+class Command(ctypes.Structure):
+    _fields_ = [("run", ctypes.c_void_p), ("arguments", ctypes.c_void_p), ("part", ctypes.c_longlong), ("parts", ctypes.c_longlong)]
+
+
+class CPU(Device):
+    """Runs kernels on `threads` cores (default: all that this process may use)."""
+
+    name = "cpu"
+    array_type = np.ndarray
+    flags, trampoline, prelude = FLAGS, TRAMPOLINE, ""
+    chunk = 4
+
+    def __init__(self, threads=None, announce=None):
+        available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        self.threads = threads or available
+        self.builder = Builder(self.flags)
+        queue = (Path(__file__).parent / "queue.cpp").read_text()
+        texts = {"queue": queue, **{file.name: self.text(file) for file in sorted(sources().glob("*.cu"))}}
+        missing = [name for name, text in texts.items() if not self.builder.path(name, text).exists()]
+        if missing and announce:
+            announce(f"compiling {len(missing)} kernel files with {self.builder.version} (once)")
+        with ThreadPoolExecutor(available) as pool:
+            self.libraries = dict(zip(texts, pool.map(self.builder.build, texts, texts.values())))
+        self.sgemm = load_openblas()
+        self.library = self.libraries["queue"]
+        self.library.queue_open.restype = ctypes.c_void_p
+        self.queue = ctypes.c_void_p(self.library.queue_open(self.threads))
+
+    def __del__(self):
+        if getattr(self, "queue", None):
+            self.library.queue_close(self.queue)
+
+    def __str__(self):
+        return f"{self.threads} thread{'s' * (self.threads > 1)}, kernels compiled by {self.builder.version}"
+
+    def text(self, file):
+        """The .cu file, its headers inlined so that the cache sees them, and a trampoline for each of its kernels."""
+        seen = set()
+
+        def inlined(path):
+            lines = []
+            for line in path.read_text().splitlines():
+                if line.startswith('#include "'):
+                    header = path.parent / line.split('"')[1]
+                    lines += [] if header in seen or seen.add(header) else inlined(header)
+                elif line != "#pragma once":
+                    lines.append(line)
+            return lines
+
+        body = "\n".join(inlined(file))
+        calls = [self.trampoline.format(name=name, arguments=", ".join(
+            f"({a.type})s[{i}].{'p' if a.pointer else FIELDS[a.type]}" for i, a in enumerate(arguments)))
+            for name, arguments in declarations(file).items()]
+        return self.prelude + body + SLOT + "".join(calls)
+
+    def empty(self, shape, dtype=None):
+        """An array that starts on a cache line."""
+        dtype = np.dtype(self.float if dtype is None else dtype)
+        count = int(np.prod(shape, dtype=np.int64))
+        raw = np.empty(count * dtype.itemsize + 64, np.uint8)
+        start = -raw.ctypes.data % 64
+        return raw[start:start + count * dtype.itemsize].view(dtype).reshape(shape)
+
+    def array(self, host, dtype=None):
+        """A copy of a host array; floats become float32 unless told otherwise."""
+        host = np.asarray(host)
+        copy = self.empty(host.shape, dtype or (self.float if host.dtype.kind == "f" else host.dtype))
+        copy[...] = host
+        return copy
+
+    def to_numpy(self, array):
+        return array.copy()
+
+    def upload(self, array, host):
+        array[...] = host
+
+    def launch(self, kernel, rows, *arguments):
+        values = kernel.bind((rows, *arguments), self.array_type, self.name)
+        slots = np.zeros(len(values), np.uint64)
+        for i, (declared, value) in enumerate(zip(kernel.arguments, values)):
+            if declared.pointer:
+                slots[i] = value.ctypes.data
+            else:
+                slots[i:i + 1].view(declared.dtype)[0] = value
+        run = ctypes.cast(getattr(self.libraries[kernel.source], f"run_{kernel.name}"), ctypes.c_void_p).value
+        self.submit((run, slots, arguments, kernel.name))
+
+    def gemm(self, a, b, c, transpose_a=False, transpose_b=False, accumulate=False):
+        """c = op(a) op(b) (+ c if accumulate), float32, each of (rows, columns) or (batch, rows, columns)."""
+        m, n, k = check_product(a, b, c, transpose_a, transpose_b)
+        if c.dtype != np.float32:
+            raise TypeError(f"gemm: expected float32, got {c.dtype}")
+        run = ctypes.cast(self.library.run_sgemm, ctypes.c_void_p).value
+        for one_a, one_b, one_c in zip(a, b, c) if c.ndim == 3 else [(a, b, c)]:
+            pitch = [max(array.strides[0] // 4, array.shape[1], 1) for array in (one_a, one_b, one_c)]
+            slots = np.array([self.sgemm, transpose_a, transpose_b, m, n, k, one_a.ctypes.data, pitch[0], one_b.ctypes.data,
+                              pitch[1], 0, one_c.ctypes.data, pitch[2]], np.uint64)
+            slots[10:11].view(np.float32)[0] = 1.0 if accumulate else 0.0
+            self.submit((run, slots, (a, b, c), "gemm"))
+
+    def submit(self, command):
+        if self.recording is None:
+            tape = Tape(self)
+            tape.add(command)
+            tape.play()
+        else:
+            self.recording.add(command)
+
+    @contextlib.contextmanager
+    def record(self):
+        if self.recording is not None:
+            raise RuntimeError("a recording is already under way on this device")
+        self.recording = tape = Tape(self)
+        try:
+            yield tape
+        finally:
+            self.recording = None
+
+    def parallel(self, count):
+        """for share in device.parallel(n): each share's launches run one after another on a core of their own.
+
+        With a single share, all cores work on each launch of it together.
+        """
+        if count > self.threads:
+            raise ValueError(f"{count} shares do not fit on {self.threads} threads")
+        tape = self.recording
+        if count == 1 or tape is None:
+            yield from range(count)
+            return
+        tape.phases.append([[] for _ in range(self.threads)])
+        for share in range(count):
+            tape.thread = share
+            yield share
+        tape.thread = None
+
+
+class Tape:
+    """Phases of commands, one list per thread, as queue.cpp plays them."""
+
+    def __init__(self, device):
+        self.device, self.phases, self.thread, self.ready = device, [], None, None
+
+    def add(self, command):
+        self.ready = None
+        if self.thread is None:
+            threads = self.device.threads
+            self.phases.append([[(*command, part, threads)] for part in range(threads)])
+        else:
+            self.phases[-1][self.thread].append((*command, 0, 1))
+
+    def play(self, seconds=None):
+        """Runs the recording; `seconds` (one float64 per command, as in `commands`) gets each one's time added."""
+        if self.ready is None:
+            self.commands = [command for phase in self.phases for own in phase for command in own]
+            lengths = [len(own) for phase in self.phases for own in phase]
+            starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+            table = (Command * len(self.commands))(*[(run, slots.ctypes.data, part, parts)
+                                                     for run, slots, _, _, part, parts in self.commands])
+            self.ready = table, starts
+        table, starts = self.ready
+        self.device.library.queue_play(self.device.queue, table, starts.ctypes.data_as(ctypes.c_void_p),
+                                       ctypes.c_longlong(len(self.phases)),
+                                       None if seconds is None else seconds.ctypes.data_as(ctypes.c_void_p))
+
+
+def load_openblas():
+    """The address of cblas_sgemm, each call of which stays on the calling thread."""
+    import scipy_openblas32
+    library = ctypes.CDLL(str(Path(scipy_openblas32.get_lib_dir()) / f"lib{scipy_openblas32.get_library()}{'.dylib' if sys.platform == 'darwin' else '.so'}"))
+    library.scipy_openblas_set_num_threads(1)
+    return ctypes.cast(library.scipy_cblas_sgemm, ctypes.c_void_p).value

@@ -1,0 +1,94 @@
+"""A kernel as Python sees it: its source file, its declared arguments, and its numpy reference."""
+
+import functools
+import inspect
+import re
+from pathlib import Path
+
+import numpy as np
+
+SCALARS = {"int": np.int32, "unsigned": np.uint32, "long long": np.int64, "unsigned long long": np.uint64,
+           "float": np.float32, "double": np.float64, "unsigned char": np.uint8}
+
+
+def sources():
+    """The folder of the .cu files: minialex/kernels in a wheel, else the sibling kernels/ of a clone."""
+    package = Path(__file__).resolve().parent.parent
+    for folder in (package / "kernels", package.parent / "kernels"):
+        if (folder / "grid.cuh").exists():
+            return folder
+    raise FileNotFoundError(f"no kernels in {package / 'kernels'} nor in {package.parent / 'kernels'}: reinstall minialex")
+
+
+@functools.lru_cache(maxsize=None)
+def declarations(path):
+    """{kernel: [Argument, ...]} as declared with KERNEL in a .cu file."""
+    text = re.sub(r"//[^\n]*", "", Path(path).read_text())
+    return {name: [Argument(a) for a in arguments.split(",")]
+            for name, arguments in re.findall(r"^KERNEL\s+(\w+)\s*\(([^)]*)\)", text, re.M)}
+
+
+class Argument:
+    """One declared argument: `const float* x` has name x, dtype float32, and is a pointer that is not written."""
+
+    def __init__(self, text):
+        self.type, self.name = re.fullmatch(r"\s*(.*?)\s*(\w+)\s*", text, re.S).groups()
+        self.type = " ".join(self.type.split())
+        self.pointer = self.type.endswith("*")
+        self.written = self.pointer and not self.type.startswith("const ")
+        self.dtype = np.dtype(SCALARS[re.sub(r"^const |\*$", "", self.type).strip()])
+
+    def check(self, value, array_type, device):
+        """The value as the kernel takes it (an array, or a numpy scalar of the declared width); refuses anything else."""
+        if self.pointer:
+            if not isinstance(value, array_type):
+                raise TypeError(f"{self.name}: expected an array of device {device}, got {type(value).__module__}.{type(value).__name__}")
+            if value.dtype != self.dtype:
+                raise TypeError(f"{self.name}: expected dtype {self.dtype}, got {value.dtype}")
+            if not value.flags.c_contiguous:
+                raise ValueError(f"{self.name}: expected a C-contiguous array, got strides {value.strides} for shape {value.shape}")
+            if self.written and not getattr(value.flags, "writeable", True):
+                raise ValueError(f"{self.name}: the kernel writes to this array, but it is read-only")
+            return value
+        if isinstance(value, np.generic):
+            if value.dtype != self.dtype:
+                raise TypeError(f"{self.name}: expected {self.type} ({self.dtype}), got numpy.{value.dtype}")
+            return value
+        if self.dtype.kind == "f" and isinstance(value, (int, float)):
+            return self.dtype.type(value)
+        if self.dtype.kind in "iu" and isinstance(value, int):
+            limits = np.iinfo(self.dtype)
+            if not limits.min <= value <= limits.max:
+                raise OverflowError(f"{self.name}: {value} does not fit into {self.type}")
+            return self.dtype.type(value)
+        raise TypeError(f"{self.name}: expected {self.type}, got {type(value).__name__} {value!r}")
+
+
+class Kernel:
+    """A kernel of a .cu file beside the numpy reference that takes the same arguments in the same order."""
+
+    def __init__(self, source, reference):
+        self.source, self.name, self.reference = source, reference.__name__, reference
+        self.__doc__ = reference.__doc__
+
+    @functools.cached_property
+    def arguments(self):
+        declared = declarations(sources() / self.source)[self.name]
+        named = list(inspect.signature(self.reference).parameters)
+        if named != [a.name for a in declared]:
+            raise TypeError(f"{self.source}: {self.name} declares {[a.name for a in declared]}, its reference takes {named}")
+        return declared
+
+    def bind(self, values, array_type, device):
+        """The checked values of a launch, the number of rows first."""
+        if len(values) != len(self.arguments):
+            raise TypeError(f"{self.name} takes {len(self.arguments)} arguments ({', '.join(a.name for a in self.arguments)}), got {len(values)}")
+        try:
+            return [a.check(v, array_type, device) for a, v in zip(self.arguments, values)]
+        except (TypeError, ValueError, OverflowError) as error:
+            raise type(error)(f"{self.name}: {error}") from None
+
+
+def kernel(source):
+    """Decorates the numpy reference of the kernel of the same name in `source`, and gives the Kernel to launch."""
+    return functools.partial(Kernel, source)

@@ -1,0 +1,134 @@
+"""The AlexNets, each a short list of layers."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from .errors import UserError
+from .ops.conv import Conv
+from .ops.dense import Dense
+from .ops.dropout import Dropout
+from .ops.lrn import LRN
+from .ops.pool import MaxPool
+
+
+def paper(classes):
+    """Krizhevsky, Sutskever and Hinton 2012 as published: two towers (groups of 2), LRN, overlapping pooling."""
+    return {
+        "conv1": Conv(96, 11, stride=4, std=0.01), "norm1": LRN(5, 1e-4, 0.75, 2.0), "pool1": MaxPool(3, 2),
+        "conv2": Conv(256, 5, pad=2, groups=2, std=0.01, bias=1.0), "norm2": LRN(5, 1e-4, 0.75, 2.0), "pool2": MaxPool(3, 2),
+        "conv3": Conv(384, 3, pad=1, std=0.01),
+        "conv4": Conv(384, 3, pad=1, groups=2, std=0.01, bias=1.0),
+        "conv5": Conv(256, 3, pad=1, groups=2, std=0.01, bias=1.0), "pool5": MaxPool(3, 2),
+        "fc6": Dense(4096, std=0.01, bias=1.0), "drop6": Dropout(0.5),
+        "fc7": Dense(4096, std=0.01, bias=1.0), "drop7": Dropout(0.5),
+        "fc8": Dense(classes, relu=False, std=0.01),
+    }
+
+
+def caffenet(classes):
+    """BVLC CaffeNet: pooling before LRN, whose alpha is divided by the window, k 1; hidden biases 0.1."""
+    return {
+        "conv1": Conv(96, 11, stride=4, std=0.01), "pool1": MaxPool(3, 2, ceil=True), "norm1": LRN(5, 1e-4, 0.75, 1.0, "mean"),
+        "conv2": Conv(256, 5, pad=2, groups=2, std=0.01, bias=0.1), "pool2": MaxPool(3, 2, ceil=True), "norm2": LRN(5, 1e-4, 0.75, 1.0, "mean"),
+        "conv3": Conv(384, 3, pad=1, std=0.01),
+        "conv4": Conv(384, 3, pad=1, groups=2, std=0.01, bias=0.1),
+        "conv5": Conv(256, 3, pad=1, groups=2, std=0.01, bias=0.1), "pool5": MaxPool(3, 2, ceil=True),
+        "fc6": Dense(4096, std=0.005, bias=0.1), "drop6": Dropout(0.5),
+        "fc7": Dense(4096, std=0.005, bias=0.1), "drop7": Dropout(0.5),
+        "fc8": Dense(classes, relu=False, std=0.01),
+    }
+
+
+def owt(classes):
+    """"One weird trick" (Krizhevsky 2014), the torchvision net: one tower, no LRN, dropout before fc6 and fc7.
+
+    torchvision averages the last maps to 6x6; at 224 pixels they are 6x6 already, at other sizes fc6 has their size here.
+    """
+    return {
+        "conv1": Conv(64, 11, stride=4, pad=2), "pool1": MaxPool(3, 2),
+        "conv2": Conv(192, 5, pad=2), "pool2": MaxPool(3, 2),
+        "conv3": Conv(384, 3, pad=1), "conv4": Conv(256, 3, pad=1), "conv5": Conv(256, 3, pad=1), "pool5": MaxPool(3, 2),
+        "drop6": Dropout(0.5), "fc6": Dense(4096), "drop7": Dropout(0.5), "fc7": Dense(4096), "fc8": Dense(classes, relu=False),
+    }
+
+
+def half(classes):
+    """The half-size net of the Keras tutorial: one tower of the paper's, zero-padded (1, 2), no LRN, dropout 0.2 on inputs."""
+    return {
+        "conv1": Conv(48, 11, stride=4, pad=((1, 2), (1, 2))), "pool1": MaxPool(3, 2),
+        "conv2": Conv(128, 5, pad=2), "pool2": MaxPool(3, 2),
+        "conv3": Conv(192, 3, pad=1), "conv4": Conv(192, 3, pad=1), "conv5": Conv(128, 3, pad=1), "pool5": MaxPool(3, 2),
+        "drop6": Dropout(0.2), "fc6": Dense(2048), "drop7": Dropout(0.2), "fc7": Dense(2048), "fc8": Dense(classes, relu=False),
+    }
+
+
+# net -> (its layers, the published input size, the published number of classes)
+NETS = {"paper": (paper, 227, 1000), "caffenet": (caffenet, 227, 1000), "owt": (owt, 224, 1000), "half": (half, 224, 1000)}
+
+
+@dataclass
+class Net:
+    """A net for images of one size: its layers by name, and the shape of each one's input and output."""
+
+    name: str
+    size: int
+    classes: int
+    layers: dict
+    inputs: dict = field(init=False)
+    outputs: dict = field(init=False)
+
+    def __post_init__(self):
+        self.inputs, self.outputs, shape = {}, {}, (self.size, self.size, 3)
+        for name, layer in self.layers.items():
+            self.inputs[name] = shape
+            try:
+                shape = self.outputs[name] = layer.output(shape)
+            except ValueError as error:
+                raise UserError(f"{self.name} at {self.size}x{self.size}: {name} runs out of pixels ({error}); use a larger --size") from None
+
+    def parameters(self):
+        """{"conv1.weight": shape, ...} in order."""
+        return {f"{name}.{part}": shape for name, layer in self.layers.items()
+                for part, shape in layer.parameters(self.inputs[name]).items()}
+
+    def macs(self):
+        """Multiply-accumulates of a forward pass of one image."""
+        return sum(layer.macs(self.inputs[name]) for name, layer in self.layers.items())
+
+    def initial(self, init, seed):
+        """{name: float32 array}: first values. "he": N(0, 2/fan_in) and zero biases, which trains from scratch on small
+        data; "published": what the net's authors used (paper, caffenet: N(0, std) with their biases; half: Keras' Glorot
+        uniform; owt: PyTorch's uniform 1/sqrt(fan_in))."""
+        values, last = {}, list(self.layers)[-1]
+        for number, (name, layer) in enumerate(self.layers.items()):
+            for part, shape in layer.parameters(self.inputs[name]).items():
+                random = np.random.Generator(np.random.Philox(key=[seed, number * 2 + (part == "bias")]))
+                fan_in = layer.fan_in(self.inputs[name])
+                fan_out = shape[-1] * (layer.window.size[0] * layer.window.size[1] if isinstance(layer, Conv) else 1)
+                if init == "published" and layer.std is None and self.name == "owt":
+                    value = random.uniform(-1, 1, shape) / np.sqrt(fan_in)
+                elif part == "bias":
+                    value = np.full(shape, layer.bias if init == "published" else 0.0)
+                elif init == "published" and layer.std is None:
+                    value = random.uniform(-1, 1, shape) * np.sqrt(6 / (fan_in + fan_out))
+                elif init == "published":
+                    value = random.standard_normal(shape) * layer.std
+                elif init == "he":
+                    # The last layer starts small, so that the first loss is ln(classes) whatever its inputs.
+                    value = random.standard_normal(shape) * (0.01 if name == last else np.sqrt(2 / fan_in))
+                else:
+                    raise UserError(f"unknown init {init!r}: choose he or published")
+                values[f"{name}.{part}"] = value.astype(np.float32)
+        return values
+
+
+def build(name, classes=None, size=None):
+    """The net of that name, at its published number of classes and input size unless told otherwise."""
+    if name not in NETS:
+        raise UserError(f"unknown net {name!r}: choose one of {', '.join(NETS)}")
+    layers, published_size, published_classes = NETS[name]
+    classes = published_classes if classes is None else classes
+    if classes < 1:
+        raise UserError(f"--classes {classes}: a net needs at least one class")
+    return Net(name, size or published_size, classes, layers(classes))

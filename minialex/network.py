@@ -1,0 +1,261 @@
+"""A net made runnable: buffers laid out once for a largest batch, launches recorded once for each batch size."""
+
+import numpy as np
+
+from .errors import UserError
+from .ops.crop import check_crops, crop
+from .ops.layer import Site
+from .ops.softmax import check_labels, cross_entropy_rows, label_rank, softmax_rows
+from .optim import BLOCK, SGD, add
+
+# (pixel - MEAN) * SCALE: ImageNet's mean colour and spread, about right for any photographs.
+MEAN, SCALE = (124.0, 117.0, 104.0), (1 / 58.0,) * 3
+
+
+class Layout:
+    """What a network needs on a device, known before anything is allocated.
+
+    A batch is cut into `shares` (one per core), and a share takes `chunk` images at a time through the convolutional
+    layers. `arrays` is {name: (shape, dtype)}, with names like "activation conv1".
+    """
+
+    def __init__(self, net, batch, *, threads=1, chunk=None, floats=np.float32, side=None, training=True, workspace_mb=None,
+                 images_at_once=None):
+        self.net, self.batch, self.training = net, batch, training
+        self.side = net.size if side is None else side
+        names = list(net.layers)
+        first = next(i for i, n in enumerate(names) if net.layers[n].dense or net.layers[n].trained_only)
+        self.stack, self.tail = names[:first], names[first:]
+        self.shares = max(1, min(threads, batch // 4))
+        self.chunk = min(chunk or batch, -(-batch // self.shares))
+        self.columns = self.fit(workspace_mb, images_at_once or (lambda outputs: self.chunk))
+
+        rows = batch if training else min(batch, self.shares * self.chunk)
+        self.arrays = {"input images": ((batch, self.side, self.side, 3), np.uint8), "input crops": ((batch, 3), np.int32),
+                       "input labels": ((batch,), np.int32), "input mean": ((3,), floats), "input scale": ((3,), floats),
+                       "input now": ((2,), np.float64), "output loss": ((batch,), floats), "output rank": ((batch,), floats),
+                       "output probabilities": ((batch, net.classes), floats), "activation input": ((rows, net.size, net.size, 3), floats)}
+        for name, layer in net.layers.items():
+            keep = rows if name in self.stack[:-1] else batch
+            if not layer.in_place:
+                self.arrays[f"activation {name}"] = ((keep, *net.outputs[name]), floats)
+            for key, (shape, dtype) in layer.kept(net.inputs[name]).items():
+                self.arrays[f"kept {name}.{key}"] = ((rows if name in self.stack else batch, *shape), dtype)
+        for name, shape in net.parameters().items():
+            self.arrays[f"parameter {name}"] = (shape, floats)
+            if training:
+                self.arrays[f"velocity {name}"] = (shape, floats)
+                for share in range(self.shares if name.split(".")[0] in self.stack else 1):
+                    self.arrays[f"gradient {share} {name}"] = (shape, floats)
+        self.arrays["workspace columns"] = ((self.shares, self.columns), floats)
+        if training:
+            widest = max(int(np.prod(net.outputs[n])) for n in self.stack)
+            self.arrays["workspace stack gradients"] = ((self.shares, 2, self.chunk * widest), floats)
+            wide = max(int(np.prod(shape)) for n in self.tail for shape in (net.inputs[n], net.outputs[n]))
+            self.arrays["workspace dense gradients"] = ((2, batch * wide), floats)
+
+    def fit(self, workspace_mb, images_at_once):
+        """Floats of the column buffer of one share: as many images as `images_at_once` and --workspace-mb allow, at least one."""
+        net, need = self.net, 0
+        for name in self.stack:
+            one = net.layers[name].workspace(net.inputs[name])
+            if not one:
+                continue
+            images = min(self.chunk, images_at_once(int(np.prod(net.outputs[name]))))
+            if workspace_mb is not None:
+                allowed = int(workspace_mb * 2**20 / 4 / self.shares / one)
+                if allowed < 1:
+                    raise UserError(f"--workspace-mb {workspace_mb:g}: {name} needs {one * 4 * self.shares / 2**20:.1f} MB for one "
+                                    f"image in each of {self.shares} shares")
+                images = min(images, allowed)
+            need = max(need, one * max(1, images))
+        partials = [net.layers[n].partials(net.inputs[n], self.chunk if n in self.stack else self.batch) for n in net.layers]
+        return max(need, *partials)
+
+    def bytes(self, kind=""):
+        """Bytes of the arrays whose name starts with `kind`."""
+        return sum(int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+                   for name, (shape, dtype) in self.arrays.items() if name.startswith(kind))
+
+
+class Network:
+    """A net on a device, for batches of up to `batch` decoded pictures of `side` x `side` pixels.
+
+    `parameters`, `velocity` and `gradients` are {name: device array}; `gradients` holds those of the mean loss.
+    """
+
+    def __init__(self, net, device, batch, *, side=None, training=True, optimizer=SGD(), init="he", seed=0, workspace_mb=None):
+        if batch < 1:
+            raise UserError(f"--batch {batch}: a batch has at least one image")
+        if side is not None and side < net.size:
+            raise ValueError(f"side: pictures of {side} pixels cannot be cropped to {net.size}")
+        self.net, self.device, self.batch, self.optimizer, self.seed, self.training = net, device, batch, optimizer, seed, training
+        self.layout = Layout(net, batch, threads=device.threads, chunk=device.chunk, floats=device.float, side=side,
+                             training=training, workspace_mb=workspace_mb, images_at_once=device.images_at_once)
+        self.arrays = {name: device.zeros(shape, dtype) for name, (shape, dtype) in self.layout.arrays.items()}
+        device.upload(self.arrays["input mean"], np.array(MEAN, device.float))
+        device.upload(self.arrays["input scale"], np.array(SCALE, device.float))
+        self.parameters, self.velocity, self.gradients = (self.named(kind) for kind in ("parameter ", "velocity ", "gradient 0 "))
+        self.tapes = {}
+        if init is not None:
+            self.load_parameters(net.initial(init, seed))
+
+    def named(self, kind):
+        return {name[len(kind):]: array for name, array in self.arrays.items() if name.startswith(kind)}
+
+    def load_parameters(self, values, into=None):
+        """Copies {name: array} into the parameters (or into `into`, such as velocity)."""
+        into = self.parameters if into is None else into
+        for name in into:
+            if name not in values:
+                raise UserError(f"{name} is missing among the given arrays")
+            if tuple(values[name].shape) != tuple(into[name].shape):
+                raise UserError(f"{name}: expected shape {tuple(into[name].shape)}, got {tuple(values[name].shape)}")
+            self.device.upload(into[name], np.asarray(values[name]))
+
+    def train_step(self, images, labels, crops, step, lr):
+        """One step of the optimizer. images (n, side, side, 3) uint8, labels (n,), crops (n, 3) of (top, left, flip)."""
+        self.run("train", images, labels, crops, step, lr)
+
+    def gradient(self, images, labels, crops, step=0):
+        """Forward and backward as in a training step, without the update: `gradients` of the mean loss."""
+        self.run("gradient", images, labels, crops, step, 0.0)
+
+    def evaluate(self, images, labels, crops):
+        """Forward without dropout; then `results` has the losses and ranks, `probabilities` the softmax."""
+        self.run("evaluate", images, labels, crops, 0, 0.0)
+
+    def results(self, n):
+        """(losses, ranks) of the n images of the last pass, float arrays on the host; rank 0 is a top-1 hit."""
+        return tuple(self.device.to_numpy(self.arrays[name][:n]) for name in ("output loss", "output rank"))
+
+    def probabilities(self, n):
+        """(n, classes) of the last `evaluate`."""
+        return self.device.to_numpy(self.arrays["output probabilities"][:n])
+
+    def run(self, mode, images, labels, crops, step, lr):
+        n = len(images)
+        if not 0 < n <= self.batch:
+            raise ValueError(f"images: expected 1 to {self.batch}, got {n}")
+        check_labels(labels, self.net.classes)
+        check_crops(crops, self.layout.side - self.net.size)
+        for name, host in (("images", images), ("labels", labels), ("crops", crops)):
+            self.device.upload(self.arrays[f"input {name}"][:n], host)
+        self.device.upload(self.arrays["input now"], np.array([step, lr], np.float64))
+        if (mode, n) not in self.tapes:
+            with self.device.record() as tape:
+                self.record(mode, n)
+            self.tapes[mode, n] = tape
+        self.tapes[mode, n].play()
+
+    def record(self, mode, n):
+        """Launches a whole pass over n images: the stack share by share, the tail on the whole batch, and back."""
+        layout, device, backward = self.layout, self.device, mode != "evaluate"
+        if backward and not self.training:
+            raise RuntimeError("this network was laid out for evaluation only")
+        shares = max(1, min(layout.shares, n // 4))
+        edges = [n * share // shares for share in range(shares + 1)]
+        chunks = [[(i, min(i + layout.chunk, to)) for i in range(of, to, layout.chunk)] for of, to in zip(edges, edges[1:])]
+
+        for share in device.parallel(shares):
+            for first, last in chunks[share]:
+                self.feed(share, first, last)
+                for name in layout.stack:
+                    self.net.layers[name].forward(device, self.site(name, mode, share, first, last))
+        tail = [name for name in layout.tail if backward or not self.net.layers[name].trained_only]
+        for name in tail:
+            self.net.layers[name].forward(device, self.site(name, mode, 0, 0, n))
+        dlogits = self.loss(n, mode)
+        if not backward:
+            return
+
+        slopes = self.arrays["workspace dense gradients"]
+        dy = dlogits
+        for name in reversed(tail):
+            layer, site = self.net.layers[name], self.site(name, mode, 0, 0, n)
+            site.dy, site.dx = dy, dy
+            if not layer.in_place:
+                other = slopes[1] if same_memory(dy, slopes[0]) else slopes[0]
+                site.dx = view(other, site.x.shape)
+            layer.backward(device, site)
+            dy = site.dx.reshape(n, *self.net.inputs[name])
+        for share in device.parallel(shares):
+            room = self.arrays["workspace stack gradients"][share]
+            for i, (first, last) in enumerate(chunks[share]):
+                slope = dy[first:last]
+                for name in reversed(layout.stack):
+                    layer, site = self.net.layers[name], self.site(name, mode, share, first, last)
+                    site.dy, site.accumulate = slope, i > 0
+                    site.gradients = {p: self.arrays[f"gradient {share} {name}.{p}"] for p in site.parameters}
+                    if name == layout.stack[0]:
+                        site.dx = None
+                    elif layer.in_place:
+                        site.dx = slope
+                    else:
+                        other = room[1] if same_memory(slope, room[0]) else room[0]
+                        site.dx = view(other, site.x.shape)
+                    layer.backward(device, site)
+                    slope = site.dx
+        for name in self.gradients:
+            total = self.gradients[name]
+            for share in range(1, shares if name.split(".")[0] in layout.stack else 1):
+                device.launch(add, -(-total.size // BLOCK), total, self.arrays[f"gradient {share} {name}"], total.size)
+            if mode == "train":
+                self.optimizer.update(device, name, self.parameters[name], self.velocity[name], total, self.arrays["input now"])
+
+    def feed(self, share, first, last):
+        """Launches the input kernel for images first .. last-1."""
+        a, size = self.arrays, self.net.size
+        self.device.launch(crop, (last - first) * size, a["input images"][first:last], a["input crops"][first:last], a["input mean"],
+                           a["input scale"], self.rows("activation input", share, first, last), self.layout.side, size)
+
+    def rows(self, name, share, first, last):
+        """The part of an array that belongs to images first .. last-1: their own in training, a share's chunk otherwise."""
+        array = self.arrays[name]
+        if len(array) < self.batch:
+            first, last = share * self.layout.chunk, share * self.layout.chunk + last - first
+        return array[first:last]
+
+    def site(self, name, mode, share, first, last):
+        """The Site of a layer for images first .. last-1."""
+        layers, layer = list(self.net.layers), self.net.layers[name]
+        activation = {}
+        at = "activation input"
+        for other in layers:
+            activation[other] = at
+            at = at if self.net.layers[other].in_place else f"activation {other}"
+            if other == name:
+                break
+        x, y = self.rows(activation[name], share, first, last), self.rows(at, share, first, last)
+        parts = layer.parameters(self.net.inputs[name])
+        return Site(x=x, y=y, parameters={p: self.parameters[f"{name}.{p}"] for p in parts},
+                    gradients={p: self.gradients[f"{name}.{p}"] for p in parts} if self.training else {},
+                    kept={k: self.rows(f"kept {name}.{k}", share, first, last) for k in layer.kept(self.net.inputs[name])},
+                    columns=self.arrays["workspace columns"][share], first=first,
+                    seed=self.seed, number=layers.index(name), now=self.arrays["input now"])
+
+    def loss(self, n, mode):
+        """Launches the loss of n images. -> gradient of the logits of the mean loss"""
+        a, classes, device = self.arrays, self.net.classes, self.device
+        logits, labels = a[f"activation {list(self.net.layers)[-1]}"][:n], a["input labels"][:n]
+        probabilities = a["output probabilities"][:n]
+        dlogits = view(a["workspace dense gradients"][0], (n, classes)) if mode != "evaluate" else probabilities
+        device.launch(cross_entropy_rows, n, logits, labels, a["output loss"][:n], dlogits, classes, 1.0 / n)
+        device.launch(label_rank, n, logits, labels, a["output rank"][:n], classes)
+        if mode == "evaluate":
+            device.launch(softmax_rows, n, logits, probabilities, classes)
+        return dlogits
+
+
+def view(buffer, shape):
+    """The start of a flat buffer as an array of `shape`."""
+    return buffer[:int(np.prod(shape))].reshape(shape)
+
+
+def same_memory(array, buffer):
+    """Whether an array starts where the buffer does."""
+    return address(array) == address(buffer)
+
+
+def address(array):
+    return array.data.ptr if hasattr(array.data, "ptr") else array.ctypes.data

@@ -1,0 +1,188 @@
+"""Convolution: y[n, oh, ow, o] = b[o] + sum over kh, kw, c of x[n, oh*s - top + kh, ow*s - left + kw, c] w[kh, kw, c, o].
+
+im2col lays each window out as a row, so that a group's output is a matrix product of rows and weights; backward
+multiplies by the transposed matrices, and col2im gathers the input's gradient from its columns.
+"""
+
+import numpy as np
+
+from ..device import kernel
+from .bias import add_bias, bias_gradient, bias_partials
+from .layer import Layer, as_array, device_of, put, run_alone
+from .window import Window
+
+
+def taps(x_height, x_width, out_height, out_width, kernel_height, kernel_width, stride_h, stride_w, pad_top, pad_left):
+    """(kh, kw, output slices, input slices) of each place in the window, for the outputs whose input is inside."""
+    for kh in range(kernel_height):
+        for kw in range(kernel_width):
+            pick = []
+            for k, stride, pad, length, out in ((kh, stride_h, pad_top, x_height, out_height), (kw, stride_w, pad_left, x_width, out_width)):
+                first = max(0, -(-(pad - k) // stride))
+                last = min(out - 1, (length - 1 + pad - k) // stride)
+                start = first * stride - pad + k
+                pick.append((slice(first, max(last + 1, first)), slice(start, start + max(last - first + 1, 0) * stride, stride)))
+            yield kh, kw, (pick[0][0], pick[1][0]), (pick[0][1], pick[1][1])
+
+
+@kernel("im2col.cu")
+def im2col(rows, x, columns, height, width, channels, out_height, out_width, kernel_height, kernel_width, stride_h,
+           stride_w, pad_top, pad_left, groups, pitch):
+    """columns[g, (n, oh, ow), (kh, kw, c)] = x[n, oh*stride_h - pad_top + kh, ow*stride_w - pad_left + kw, g*C/groups + c]"""
+    n, own = rows // (groups * out_height * out_width), channels // groups
+    images = x.reshape(n, height, width, groups, own)
+    out = np.zeros((groups, n, out_height, out_width, kernel_height, kernel_width, own), x.dtype)
+    for kh, kw, (oh, ow), (h, w) in taps(height, width, out_height, out_width, kernel_height, kernel_width, stride_h, stride_w, pad_top, pad_left):
+        out[:, :, oh, ow, kh, kw] = images[:, h, w].transpose(3, 0, 1, 2, 4)
+    columns.reshape(-1)[:rows * pitch].reshape(rows, pitch)[:, :kernel_height * kernel_width * own] = out.reshape(rows, -1)
+
+
+@kernel("im2col.cu")
+def col2im(rows, columns, dx, height, width, channels, out_height, out_width, kernel_height, kernel_width, stride_h,
+           stride_w, pad_top, pad_left, groups, pitch):
+    """dx[n, h, w, c] = sum of the column entries that im2col copies from x[n, h, w, c]"""
+    n, own = rows // (groups * height * width), channels // groups
+    used = columns.reshape(-1)[:groups * n * out_height * out_width * pitch].reshape(-1, pitch)[:, :kernel_height * kernel_width * own]
+    used = used.reshape(groups, n, out_height, out_width, kernel_height, kernel_width, own)
+    out = np.zeros((n, height, width, groups, own), dx.dtype)
+    for kh, kw, (oh, ow), (h, w) in taps(height, width, out_height, out_width, kernel_height, kernel_width, stride_h, stride_w, pad_top, pad_left):
+        out[:, h, w] += used[:, :, oh, ow, kh, kw].transpose(1, 2, 3, 0, 4)
+    dx[...] = out.reshape(dx.shape)
+
+
+class Conv(Layer):
+    """`filters` filters of `size`, with bias; relu=True applies ReLU in the bias's pass.
+
+    std and bias are what the net's publication initialises with (see nets.py).
+    """
+
+    def __init__(self, filters, size, stride=1, pad=0, groups=1, relu=True, std=None, bias=0.0):
+        self.window = Window.of(size, stride, pad)
+        if groups < 1 or filters % groups:
+            raise ValueError(f"groups: {filters} filters cannot be cut into {groups} groups")
+        self.filters, self.groups, self.relu, self.std, self.bias = filters, groups, relu, std, bias
+
+    def output(self, shape):
+        height, width, channels = shape
+        if channels % self.groups:
+            raise ValueError(f"groups: {channels} channels cannot be cut into {self.groups} groups")
+        return (*self.window.output(height, width), self.filters)
+
+    def parameters(self, shape):
+        return {"weight": (*self.window.size, shape[2] // self.groups, self.filters), "bias": (self.filters,)}
+
+    def macs(self, shape):
+        height, width, filters = self.output(shape)
+        return height * width * filters * self.fan_in(shape)
+
+    def fan_in(self, shape):
+        return self.window.size[0] * self.window.size[1] * shape[2] // self.groups
+
+    def pitch(self, shape):
+        return -(-self.fan_in(shape) // 8) * 8      # column rows start on a 32-byte sector
+
+    def workspace(self, shape):
+        height, width, _ = self.output(shape)
+        return self.groups * height * width * self.pitch(shape)
+
+    def partials(self, shape, images):
+        height, width, filters = self.output(shape)
+        return bias_partials(images * height * width, filters)
+
+    def passes(self, at):
+        """The images of a pass in pieces whose columns fit into the workspace, as slices."""
+        piece = max(1, at.columns.size // self.workspace(at.x.shape[1:]))
+        return [slice(i, min(i + piece, len(at.x))) for i in range(0, len(at.x), piece)]
+
+    def unfold(self, device, at, images):
+        """im2col of some images. -> columns as (groups, pixels, KH*KW*C/groups)"""
+        shape, n = at.x.shape[1:], images.stop - images.start
+        rows = n * self.workspace(shape) // self.pitch(shape)
+        device.launch(im2col, rows, at.x[images], at.columns, *self.geometry(shape))
+        return self.matrices(at, n)
+
+    def geometry(self, shape):
+        return (*shape, *self.window.arguments(*shape[:2]), self.groups, self.pitch(shape))
+
+    def matrices(self, at, n):
+        shape = at.x.shape[1:]
+        size = n * self.workspace(shape)
+        return at.columns[:size].reshape(self.groups, -1, self.pitch(shape))[:, :, :self.fan_in(shape)]
+
+    def grouped(self, matrix):
+        """(rows, filters) as (groups, rows, filters/groups), without a copy."""
+        return matrix.reshape(-1, self.groups, self.filters // self.groups).transpose(1, 0, 2)
+
+    def forward(self, device, at):
+        weight = self.grouped(at.parameters["weight"])
+        for images in self.passes(at):
+            y = at.y[images]
+            device.gemm(self.unfold(device, at, images), weight, self.grouped(y))
+            add_bias(device, y, at.parameters["bias"], self.relu)
+
+    def backward(self, device, at):
+        weight, dweight = self.grouped(at.parameters["weight"]), self.grouped(at.gradients["weight"])
+        shape = at.x.shape[1:]
+        bias_gradient(device, at.y, at.dy, at.gradients["bias"], at.columns, self.relu, at.accumulate)
+        for images in self.passes(at):
+            dy = self.grouped(at.dy[images])
+            device.gemm(self.unfold(device, at, images), dy, dweight, transpose_a=True, accumulate=at.accumulate or images.start > 0)
+            if at.dx is not None:
+                n = images.stop - images.start
+                device.gemm(dy, weight, self.matrices(at, n), transpose_b=True)
+                rows = n * shape[0] * shape[1] * self.groups
+                device.launch(col2im, rows, at.columns, at.dx[images], *self.geometry(shape))
+
+
+def conv2d(x, w, b=None, *, stride=1, pad=0, groups=1, device="cpu"):
+    """x (N, H, W, C), w (KH, KW, C/groups, O), b (O,) -> y (N, OH, OW, O), float32.
+
+    stride: int or (h, w); pad: int, (h, w) or ((top, bottom), (left, right)), zeros.
+    """
+    layer, parameters = conv_arguments(x, w, b, stride, pad, groups)
+    return run_alone(layer, device, x, parameters=parameters).y
+
+
+def conv2d_backward(dy, x, w, *, stride=1, pad=0, groups=1, device="cpu"):
+    """dy (N, OH, OW, O) -> (dx, dw, db): the gradients of conv2d's input, weights and bias."""
+    layer, parameters = conv_arguments(x, w, None, stride, pad, groups)
+    site = run_alone(layer, device, x, as_array("dy", dy, ("N", "OH", "OW", "O")), parameters)
+    return site.dx, site.gradients["weight"], site.gradients["bias"]
+
+
+def conv_arguments(x, w, b, stride, pad, groups):
+    as_array("x", x, ("N", "H", "W", "C"))
+    as_array("w", w, ("KH", "KW", "C/groups", "O"))
+    layer = Conv(w.shape[3], w.shape[:2], stride, pad, groups, relu=False)
+    if x.shape[3] != w.shape[2] * groups:
+        raise ValueError(f"w: expected {x.shape[3]} / {groups} input channels, got shape {tuple(w.shape)}")
+    if b is None:
+        b = np.zeros(w.shape[3], np.float32)
+    elif as_array("b", b, ("O",)).shape[0] != w.shape[3]:
+        raise ValueError(f"b: expected shape ({w.shape[3]},), got {tuple(b.shape)}")
+    return layer, {"weight": w, "bias": b}
+
+
+def unfold(x, size, *, stride=1, pad=0, groups=1, device="cpu"):
+    """im2col: x (N, H, W, C) -> columns (groups, N * OH * OW, KH * KW * C/groups)."""
+    layer, device = Conv(groups, size, stride, pad, groups), device_of(device)
+    n, *shape = as_array("x", x, ("N", "H", "W", "C")).shape
+    layer.output(shape)
+    columns = device.zeros((groups, n * layer.workspace(shape) // (layer.pitch(shape) * groups), layer.pitch(shape)))
+    if n:
+        device.launch(im2col, columns.shape[0] * columns.shape[1], put(device, x), columns, *layer.geometry(shape))
+    return columns[:, :, :layer.fan_in(shape)]
+
+
+def fold(columns, shape, size, *, stride=1, pad=0, groups=1, device="cpu"):
+    """col2im, the transpose of im2col: columns (groups, N * OH * OW, KH * KW * C/groups) -> dx of `shape` (N, H, W, C)."""
+    layer, device = Conv(groups, size, stride, pad, groups), device_of(device)
+    n, *shape = shape
+    expected = groups, n * layer.workspace(shape) // (layer.pitch(shape) * groups), layer.fan_in(shape)
+    if as_array("columns", columns, ("groups", "pixels", "taps")).shape != expected:
+        raise ValueError(f"columns: expected shape {expected}, got {tuple(columns.shape)}")
+    padded, dx = device.zeros((*expected[:2], layer.pitch(shape))), device.empty((n, *shape))
+    if n:
+        padded[:, :, :expected[2]] = put(device, columns)
+        device.launch(col2im, n * shape[0] * shape[1] * groups, padded, dx, *layer.geometry(shape))
+    return dx

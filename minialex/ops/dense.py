@@ -1,0 +1,78 @@
+"""A dense layer: y = x W + b, with W (I, O); x is taken flat, in the order (H, W, C)."""
+
+import numpy as np
+
+from .bias import add_bias, bias_gradient, bias_partials
+from .layer import Layer, as_array, run_alone
+
+
+class Dense(Layer):
+    """`features` outputs; relu=True applies ReLU in the bias's pass. Cores share its columns, not its images."""
+
+    dense = True
+
+    def __init__(self, features, relu=True, std=None, bias=0.0):
+        self.features, self.relu, self.std, self.bias = features, relu, std, bias
+
+    def output(self, shape):
+        return (self.features,)
+
+    def parameters(self, shape):
+        return {"weight": (self.fan_in(shape), self.features), "bias": (self.features,)}
+
+    def fan_in(self, shape):
+        return int(np.prod(shape))
+
+    def macs(self, shape):
+        return self.fan_in(shape) * self.features
+
+    def partials(self, shape, images):
+        return bias_partials(images, self.features)
+
+    def forward(self, device, at):
+        x, weight = at.x.reshape(len(at.x), -1), at.parameters["weight"]
+        for own in cuts(device, self.features):
+            device.gemm(x, weight[:, own], at.y[:, own])
+        add_bias(device, at.y, at.parameters["bias"], self.relu)
+
+    def backward(self, device, at):
+        x, weight, dweight = at.x.reshape(len(at.x), -1), at.parameters["weight"], at.gradients["weight"]
+        bias_gradient(device, at.y, at.dy, at.gradients["bias"], at.columns, self.relu, at.accumulate)
+        dx = None if at.dx is None else at.dx.reshape(len(at.x), -1)
+        for own in cuts(device, x.shape[1]):
+            device.gemm(x[:, own], at.dy, dweight[own], transpose_a=True, accumulate=at.accumulate)
+            if dx is not None:
+                device.gemm(at.dy, weight[own], dx[:, own], transpose_b=True)
+
+
+def cuts(device, length):
+    """0 .. length-1 as one slice for each core, each starting on a vector register's boundary."""
+    parts = max(1, min(device.threads, length // 16))
+    edges = [length * i // parts // 16 * 16 for i in range(parts)] + [length]
+    for part in device.parallel(parts):
+        yield slice(edges[part], edges[part + 1])
+
+
+def dense(x, w, b=None, *, device="cpu"):
+    """x (N, I), w (I, O), b (O,) -> y (N, O) = x w + b, float32."""
+    layer, parameters = dense_arguments(x, w, b)
+    return run_alone(layer, device, x, parameters=parameters).y
+
+
+def dense_backward(dy, x, w, *, device="cpu"):
+    """dy (N, O) -> (dx, dw, db): the gradients of dense's input, weights and bias."""
+    layer, parameters = dense_arguments(x, w, None)
+    site = run_alone(layer, device, x, as_array("dy", dy, ("N", "O")), parameters)
+    return site.dx, site.gradients["weight"], site.gradients["bias"]
+
+
+def dense_arguments(x, w, b):
+    as_array("x", x, ("N", "I"))
+    as_array("w", w, ("I", "O"))
+    if x.shape[1] != w.shape[0]:
+        raise ValueError(f"w: expected {x.shape[1]} rows, got shape {tuple(w.shape)}")
+    if b is None:
+        b = np.zeros(w.shape[1], np.float32)
+    elif as_array("b", b, ("O",)).shape[0] != w.shape[1]:
+        raise ValueError(f"b: expected shape ({w.shape[1]},), got {tuple(b.shape)}")
+    return Dense(w.shape[1], relu=False), {"weight": w, "bias": b}

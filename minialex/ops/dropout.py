@@ -1,0 +1,54 @@
+"""Inverted dropout: y = 0 with probability p, else x / (1 - p); nothing in evaluation.
+
+The mask is drawn by Philox 4x32-10 from (seed, step, layer, element), once in forward and again in backward.
+"""
+
+import numpy as np
+
+from ..device import kernel
+from ..philox import philox
+from .layer import Layer, as_array, run_alone
+
+BLOCK = 256        # as in kernels/dropout.cu
+
+
+@kernel("dropout.cu")
+def dropout_in_place(rows, x, count, first, threshold, scale, seed, layer, now):
+    """x = 0 where the element's random word < threshold, else x * scale"""
+    groups = np.arange(first // 4, (first + count + 3) // 4, dtype=np.uint64)
+    words = philox(int(seed), groups & np.uint64(0xFFFFFFFF), groups >> np.uint64(32), int(layer), int(now[0])).reshape(-1)
+    mine = words[first % 4:first % 4 + count].reshape(x.shape)
+    x[...] = np.where(mine < threshold, 0, x * scale)
+
+
+class Dropout(Layer):
+    """Drops each element with probability `p`, in place."""
+
+    in_place = True
+    trained_only = True
+
+    def __init__(self, p=0.5):
+        if not 0 <= p < 1:
+            raise ValueError(f"p: expected a probability from 0 to below 1, got {p}")
+        self.p = p
+
+    def forward(self, device, at):
+        self.mask(device, at, at.x)
+
+    def backward(self, device, at):
+        self.mask(device, at, at.dy)
+
+    def mask(self, device, at, array):
+        each = array.size // max(len(array), 1)
+        device.launch(dropout_in_place, -(-array.size // BLOCK), array, array.size, at.first * each, int(self.p * 2**32),
+                      1 / (1 - self.p), at.seed, at.number, at.now)
+
+
+def dropout(x, p=0.5, *, seed=0, step=0, layer=0, device="cpu"):
+    """x of any shape -> y: elements are zero with probability p, the others are divided by 1 - p."""
+    return run_alone(Dropout(p), device, as_array("x", x), seed=seed, number=layer, step=step).y
+
+
+def dropout_backward(dy, x, p=0.5, *, seed=0, step=0, layer=0, device="cpu"):
+    """dy -> dx, with the mask that dropout of the same p, seed, step and layer draws."""
+    return run_alone(Dropout(p), device, as_array("x", x), as_array("dy", dy), seed=seed, number=layer, step=step).dx

@@ -1,0 +1,117 @@
+"""What a layer is, and how one runs alone."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ..device import open_device
+
+
+@dataclass
+class Site:
+    """The arrays that one pass of a layer works on: some images, and room for its work."""
+
+    x: object = None                 # input, (N, ...)
+    y: object = None                 # output, (N, ...); x itself if the layer is in_place
+    dy: object = None                # gradient of the output; backward may overwrite it
+    dx: object = None                # gradient of the input, None where nobody needs it
+    parameters: dict = field(default_factory=dict)
+    gradients: dict = field(default_factory=dict)
+    accumulate: bool = False         # add to the parameters' gradients
+    kept: dict = field(default_factory=dict)     # what forward leaves for backward
+    columns: object = None           # workspace of at least `workspace(shape)` floats
+    first: int = 0                   # place of x[0] in the batch
+    seed: int = 0
+    number: int = 0                  # the layer's number, for its random stream
+    now: object = None               # (2,) float64 on the device: step, learning rate
+
+
+class Layer:
+    """A layer of a net. Shapes are those of one image: (H, W, C), or (features,)."""
+
+    in_place = False      # forward writes over its input, backward over dy
+    dense = False         # works on the whole batch, and is cut by features instead of images
+    trained_only = False  # does nothing in evaluation
+
+    def output(self, shape):
+        """The output's shape for an input of `shape`; a ValueError says what does not fit."""
+        return shape
+
+    def parameters(self, shape):
+        """{name: shape} of what is learnt."""
+        return {}
+
+    def kept(self, shape):
+        """{name: (shape per image, dtype)} of what forward leaves for backward besides y."""
+        return {}
+
+    def workspace(self, shape):
+        """Floats of `columns` for one image."""
+        return 0
+
+    def partials(self, shape, images):
+        """Floats of `columns` that backward needs at least for `images` images."""
+        return 0
+
+    def macs(self, shape):
+        """Multiply-accumulates of a forward pass of one image."""
+        return 0
+
+
+def as_array(name, value, dims=None, dtype="float32"):
+    """The argument of a function on arrays, checked; a message names it."""
+    if not hasattr(value, "dtype") or not hasattr(value, "shape"):
+        raise TypeError(f"{name}: expected an array, got {type(value).__name__}")
+    if dtype == "float32" and value.dtype.kind != "f" or dtype != "float32" and value.dtype.kind not in "iu":
+        raise TypeError(f"{name}: expected {dtype}, got {value.dtype}")
+    if dims is not None and value.ndim != len(dims):
+        raise ValueError(f"{name}: expected {len(dims)} dimensions ({', '.join(dims)}), got shape {tuple(value.shape)}")
+    return value
+
+
+_devices = {}
+
+
+def device_of(device):
+    """The Device for a `device=` argument: a name ("cpu", "cuda", "numpy"), or one that is open already."""
+    if not isinstance(device, str):
+        return device
+    if device not in _devices:
+        if device == "numpy":
+            from ..device.reference import Reference
+            _devices[device] = Reference(np.float64)
+        else:
+            _devices[device] = open_device(device)[0]
+    return _devices[device]
+
+
+def run_alone(layer, device, x, dy=None, parameters=None, step=0, **more):
+    """Forward, and with dy also backward, of one layer on arrays. -> Site with y (and dx, gradients)."""
+    device = device_of(device)
+    shape, n = tuple(x.shape[1:]), x.shape[0]
+    out = layer.output(shape)
+    floats = device.float
+    site = Site(x=put(device, x), parameters={k: put(device, v) for k, v in (parameters or {}).items()},
+                now=device.array(np.array([step, 0.0]), np.float64), **more)
+    site.y = site.x if layer.in_place else device.empty((n, *out), floats)
+    site.kept = {k: device.empty((n, *s), d) for k, (s, d) in layer.kept(shape).items()}
+    site.columns = device.empty((max(layer.workspace(shape) * max(n, 1), layer.partials(shape, n)),), floats)
+    if n:
+        layer.forward(device, site)
+    if dy is not None:
+        if tuple(dy.shape) != (n, *out):
+            raise ValueError(f"dy: expected shape {(n, *out)}, got {tuple(dy.shape)}")
+        site.dy = put(device, dy)
+        site.gradients = {k: device.zeros(v.shape, floats) for k, v in site.parameters.items()}
+        site.dx = site.dy if layer.in_place else device.empty((n, *shape), floats)
+        if n:
+            layer.backward(device, site)
+    device.synchronize()
+    return site
+
+
+def put(device, array):
+    """A copy on the device (CuPy arrays stay where they are on a GPU)."""
+    if isinstance(array, device.array_type) and array.dtype.kind != "f":
+        return array.copy()
+    return device.array(array)

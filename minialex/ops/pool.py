@@ -1,0 +1,72 @@
+"""Max-pool: y[n, oh, ow, c] = max of x over the pixels of the window that lie inside the image.
+
+The first NaN wins over everything, else the first maximum. The winner's place in its window is kept in one byte.
+"""
+
+import numpy as np
+
+from ..device import kernel
+from .conv import taps
+from .layer import Layer, as_array, run_alone
+from .window import Window
+
+
+@kernel("pool.cu")
+def max_pool(rows, x, y, winner, height, width, channels, out_height, out_width, window_height, window_width, stride_h,
+             stride_w, pad_top, pad_left):
+    """y = the largest of each window, winner = its place kh * window_width + kw"""
+    n = rows // (out_height * out_width)
+    seen = np.zeros((n, out_height, out_width), bool)
+    for kh, kw, (oh, ow), (h, w) in taps(height, width, out_height, out_width, window_height, window_width, stride_h, stride_w, pad_top, pad_left):
+        new, best, place, old = x[:, h, w], y[:, oh, ow], winner[:, oh, ow], seen[:, oh, ow, None]
+        wins = ~old | (new > best) | (np.isnan(new) & ~np.isnan(best))
+        best[...] = np.where(wins, new, best)
+        place[...] = np.where(wins, kh * window_width + kw, place)
+        old[...] = True
+
+
+@kernel("pool.cu")
+def max_pool_backward(rows, dy, winner, dx, height, width, channels, out_height, out_width, window_height, window_width,
+                      stride_h, stride_w, pad_top, pad_left):
+    """dx = the sum of dy over the windows that this pixel won"""
+    dx[...] = 0
+    for kh, kw, (oh, ow), (h, w) in taps(height, width, out_height, out_width, window_height, window_width, stride_h, stride_w, pad_top, pad_left):
+        dx[:, h, w] += np.where(winner[:, oh, ow] == kh * window_width + kw, dy[:, oh, ow], 0)
+
+
+class MaxPool(Layer):
+    """The largest value under each window of `size`; AlexNet's windows of 3 with stride 2 overlap."""
+
+    def __init__(self, size, stride=None, pad=0, ceil=False):
+        self.window = Window.of(size, size if stride is None else stride, pad, ceil)
+        if self.window.size[0] * self.window.size[1] > 255:
+            raise ValueError(f"size: the winner of a window is kept in one byte, so it may have 255 elements, not {self.window.size}")
+        for size, sides in zip(self.window.size, self.window.pad):
+            if max(sides) >= size:
+                raise ValueError(f"pad: {sides} must be less than the window's {size} on each side, or a window could be all padding")
+
+    def output(self, shape):
+        return (*self.window.output(*shape[:2]), shape[2])
+
+    def kept(self, shape):
+        return {"winner": (self.output(shape), np.uint8)}
+
+    def forward(self, device, at):
+        shape = at.x.shape[1:]
+        device.launch(max_pool, at.y.size // shape[2], at.x, at.y, at.kept["winner"], *shape, *self.window.arguments(*shape[:2]))
+
+    def backward(self, device, at):
+        shape = at.x.shape[1:]
+        device.launch(max_pool_backward, at.x.size // shape[2], at.dy, at.kept["winner"], at.dx, *shape, *self.window.arguments(*shape[:2]))
+
+
+def max_pool2d(x, size, *, stride=None, pad=0, ceil=False, device="cpu"):
+    """x (N, H, W, C) -> y (N, OH, OW, C). size, stride (default: size): int or (h, w); pad as in conv2d, never chosen."""
+    return run_alone(MaxPool(size, stride, pad, ceil), device, as_array("x", x, ("N", "H", "W", "C"))).y
+
+
+def max_pool2d_backward(dy, x, size, *, stride=None, pad=0, ceil=False, device="cpu"):
+    """dy (N, OH, OW, C) -> dx (N, H, W, C)."""
+    as_array("x", x, ("N", "H", "W", "C"))
+    as_array("dy", dy, ("N", "OH", "OW", "C"))
+    return run_alone(MaxPool(size, stride, pad, ceil), device, x, dy).dx

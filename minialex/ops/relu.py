@@ -1,0 +1,40 @@
+"""ReLU: y = max(x, 0); NaN stays NaN. dx = dy where y > 0."""
+
+from ..device import kernel
+from .layer import Layer, as_array, run_alone
+
+BLOCK = 1024       # as in kernels/relu.cu
+
+
+@kernel("relu.cu")
+def relu_in_place(rows, x, count):
+    """x = max(x, 0), in place"""
+    x[x <= 0] = 0
+
+
+@kernel("relu.cu")
+def relu_backward_in_place(rows, y, dy, count):
+    """dy = 0 where y <= 0, in place"""
+    dy[y <= 0] = 0
+
+
+class ReLU(Layer):
+    """Works in place. Conv and Dense have it built in (relu=True)."""
+
+    in_place = True
+
+    def forward(self, device, at):
+        device.launch(relu_in_place, -(-at.x.size // BLOCK), at.x, at.x.size)
+
+    def backward(self, device, at):
+        device.launch(relu_backward_in_place, -(-at.y.size // BLOCK), at.y, at.dy, at.y.size)
+
+
+def relu(x, *, device="cpu"):
+    """x of any shape -> max(x, 0)."""
+    return run_alone(ReLU(), device, as_array("x", x)).y
+
+
+def relu_backward(dy, x, *, device="cpu"):
+    """dy, x of one shape -> dx."""
+    return run_alone(ReLU(), device, as_array("x", x), as_array("dy", dy)).dx

@@ -1,0 +1,65 @@
+"""Softmax cross-entropy: loss = log(sum of exp(x)) - x[label], its gradient (softmax(x) - onehot(label)) in the same pass."""
+
+import numpy as np
+
+from ..device import kernel
+from .layer import as_array, device_of, put
+
+
+@kernel("softmax.cu")
+def cross_entropy_rows(rows, x, label, loss, dx, classes, scale):
+    """loss (N,) and dx (N, classes) = gradient of the loss, times scale"""
+    top = x.max(axis=1, keepdims=True)
+    e = np.exp(x - top)
+    total = e.sum(axis=1, keepdims=True)
+    loss[...] = (np.log(total) + top)[:, 0] - x[np.arange(rows), label]
+    dx[...] = e / total * scale
+    dx[np.arange(rows), label] -= scale
+
+
+@kernel("softmax.cu")
+def softmax_rows(rows, x, y, classes):
+    """y = softmax(x) over the last axis"""
+    e = np.exp(x - x.max(axis=1, keepdims=True))
+    y[...] = e / e.sum(axis=1, keepdims=True)
+
+
+@kernel("softmax.cu")
+def label_rank(rows, x, label, rank, classes):
+    """rank (N,) = how many classes come before the label: larger, or NaN, or equal with a smaller index"""
+    own = x[np.arange(rows), label][:, None]
+    before = ~(x <= own) | (x == own) & (np.arange(classes) < label[:, None])
+    before[np.arange(rows), label] = False
+    rank[...] = before.sum(axis=1)
+
+
+def check_labels(label, classes):
+    """Class indices are checked on the host, before a kernel would read outside its row."""
+    label = np.asarray(label)
+    if label.size and not 0 <= label.min() <= label.max() < classes:
+        wrong = label[(label < 0) | (label >= classes)][0]
+        raise ValueError(f"label: {wrong} is not a class index from 0 to {classes - 1}")
+
+
+def softmax_cross_entropy(x, label, *, device="cpu"):
+    """Logits x (N, classes), label (N,) int -> (loss (N,), dx (N, classes)): each row's loss and its gradient."""
+    device = device_of(device)
+    as_array("x", x, ("N", "classes")), as_array("label", label, ("N",), "integers")
+    if len(label) != len(x):
+        raise ValueError(f"label: expected shape ({len(x)},), got {tuple(label.shape)}")
+    check_labels(label if isinstance(label, np.ndarray) else device.to_numpy(label), x.shape[1])
+    x, label = put(device, x), put(device, label.astype(np.int32))
+    loss, dx = device.empty((len(x),)), device.empty(x.shape)
+    if len(x):
+        device.launch(cross_entropy_rows, len(x), x, label, loss, dx, x.shape[1], 1.0)
+    return loss, dx
+
+
+def softmax(x, *, device="cpu"):
+    """x (N, classes) -> probabilities."""
+    device = device_of(device)
+    x = put(device, as_array("x", x, ("N", "classes")))
+    y = device.empty(x.shape)
+    if len(x):
+        device.launch(softmax_rows, len(x), x, y, x.shape[1])
+    return y

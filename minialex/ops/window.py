@@ -1,0 +1,51 @@
+"""The window that slides over an image, for convolution and pooling."""
+
+from dataclasses import dataclass
+
+
+def pair(name, value, least):
+    """(height, width) from an int or a pair of ints."""
+    values = (value, value) if isinstance(value, int) else tuple(value)
+    if len(values) != 2 or not all(isinstance(v, int) for v in values):
+        raise ValueError(f"{name}: expected an int or (height, width), got {value!r}")
+    if min(values) < least:
+        raise ValueError(f"{name}: expected at least {least}, got {value!r}")
+    return values
+
+
+@dataclass(frozen=True)
+class Window:
+    """`size` and `stride` are (height, width), `pad` is ((top, bottom), (left, right)); `ceil` rounds the output size up,
+    with the last window still starting inside the image or its top/left padding (Caffe, torch)."""
+
+    size: tuple
+    stride: tuple
+    pad: tuple
+    ceil: bool = False
+
+    @staticmethod
+    def of(size, stride, pad, ceil=False):
+        """From the loose forms users write: 3, (3, 5), pad 1, (1, 2) for height and width, ((1, 2), (1, 2))."""
+        if isinstance(pad, int):
+            pad = (pad, pad)
+        if len(pad) != 2:
+            raise ValueError(f"pad: expected an int, (height, width) or ((top, bottom), (left, right)), got {pad!r}")
+        sides = tuple(pair("pad", side, 0) for side in pad)
+        return Window(pair("size", size, 1), pair("stride", stride, 1), sides, ceil)
+
+    def output(self, height, width):
+        """(out_height, out_width); a ValueError where the window does not fit."""
+        out = []
+        for name, length, size, stride, (before, after) in zip(("height", "width"), (height, width), self.size, self.stride, self.pad):
+            room = length + before + after - size
+            if room < 0:
+                raise ValueError(f"a window of {name} {size} does not fit into {length} pixels with padding {before}+{after}")
+            count = -(-room // stride) + 1 if self.ceil else room // stride + 1
+            if self.ceil and (count - 1) * stride >= length + before:
+                count -= 1
+            out.append(count)
+        return tuple(out)
+
+    def arguments(self, height, width):
+        """The two sizes, strides and pads as kernels take them, after the output's size."""
+        return (*self.output(height, width), *self.size, *self.stride, self.pad[0][0], self.pad[1][0])

@@ -1,0 +1,36 @@
+"""The devices that the suite runs on: cpu always, cuda where there is a GPU (skipped aloud otherwise)."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from minialex.device import cuda
+
+
+def pytest_report_header(config):
+    return f"cuda: {cuda.why_not() or 'a working GPU'}"
+
+
+@pytest.fixture(scope="session", params=["cpu", "cuda"])
+def device(request):
+    """A device to hold against the numpy references."""
+    from minialex.ops.layer import device_of
+    if request.param == "cuda" and cuda.why_not():
+        pytest.skip(f"no cuda here: {cuda.why_not()}")
+    return device_of(request.param)
+
+
+@pytest.fixture(scope="session")
+def cpu():
+    from minialex.ops.layer import device_of
+    return device_of("cpu")
+
+
+@pytest.fixture(scope="session")
+def shared():
+    """Real photographs and broken files that are not part of the project."""
+    folder = Path(os.environ.get("MINIALEX_SHARED", Path(__file__).resolve().parent.parent.parent / "shared" / "data"))
+    if not (folder / "monkeys").is_dir():
+        pytest.skip(f"no shared image data in {folder} (set MINIALEX_SHARED)")
+    return folder
