@@ -17,7 +17,7 @@ import numpy as np
 
 from ..errors import UserError
 from .base import Device, check_product
-from .kernel import declarations, sources
+from .kernel import declarations, source_text, sources
 
 # NaN must be seen, so -ffinite-math-only and -ffast-math stay out; the rest is what vectorises sums and square roots.
 FLAGS = ["-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fassociative-math",
@@ -134,24 +134,11 @@ class CPU(Device):
         return f"{self.threads} thread{'s' * (self.threads > 1)}, kernels compiled by {self.builder.version}"
 
     def text(self, file):
-        """The .cu file, its headers inlined so that the cache sees them, and a trampoline for each of its kernels."""
-        seen = set()
-
-        def inlined(path):
-            lines = []
-            for line in path.read_text().splitlines():
-                if line.startswith('#include "'):
-                    header = path.parent / line.split('"')[1]
-                    lines += [] if header in seen or seen.add(header) else inlined(header)
-                elif line != "#pragma once":
-                    lines.append(line)
-            return lines
-
-        body = "\n".join(inlined(file))
+        """The .cu file with a trampoline for each of its kernels."""
         calls = [self.trampoline.format(name=name, arguments=", ".join(
             f"({a.type})s[{i}].{'p' if a.pointer else FIELDS[a.type]}" for i, a in enumerate(arguments)))
             for name, arguments in declarations(file).items()]
-        return self.prelude + body + SLOT + "".join(calls)
+        return self.prelude + source_text(file) + SLOT + "".join(calls)
 
     def empty(self, shape, dtype=None):
         """An array that starts on a cache line."""

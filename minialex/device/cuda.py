@@ -1,2 +1,96 @@
+"""The CUDA device: CuPy compiles the same .cu files with NVRTC and launches them, cuBLAS multiplies matrices."""
+
+import importlib.util
+
+import numpy as np
+
+from .base import Device, check_product
+from .kernel import source_text, sources
+
+ROWS_PER_BLOCK = 4               # as in grid.cuh: a block of 128 threads has 4 warps, a row each
+LARGEST_GRID = 2**31 - 1
+
+
 def why_not():
-    return "no CuPy"
+    """Why no GPU can be used, in a clause; None if one can."""
+    if importlib.util.find_spec("cupy") is None:
+        return "CuPy is not installed (pip install 'minialex[cuda13]', or 'minialex[cuda12]' for drivers before 580)"
+    try:
+        import cupy
+    except ImportError as error:
+        return f"CuPy does not import ({error})"
+    try:
+        if cupy.cuda.runtime.getDeviceCount() == 0:
+            return "the driver finds no GPU"
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        return f"no working NVIDIA driver ({str(error).split(':')[0]})"
+    return None
+
+
+class CUDA(Device):
+    """One GPU. Launches are queued on CuPy's current stream; reading a result waits for them."""
+
+    name = "cuda"
+
+    def __init__(self):
+        import cupy
+        from cupy_backends.cuda.libs import cublas
+        self.cupy, self.cublas, self.array_type = cupy, cublas, cupy.ndarray
+        properties = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)
+        self.model, self.processors = properties["name"].decode(), properties["multiProcessorCount"]
+        self.modules = {}
+        self.one, self.zero = np.ones(1, np.float32), np.zeros(1, np.float32)
+
+    def __str__(self):
+        return f"{self.model}, {self.processors} multiprocessors, CuPy {self.cupy.__version__}"
+
+    def images_at_once(self, outputs):
+        """The fewest images whose product fills the chip twice with tiles of 128 x 128."""
+        return max(1, -(-2 * self.processors * 128 * 128 // outputs))
+
+    def empty(self, shape, dtype=None):
+        return self.cupy.empty(shape, self.float if dtype is None else dtype)
+
+    def array(self, host, dtype=None):
+        """A copy on the GPU; floats become float32 unless told otherwise."""
+        host = self.cupy.asarray(host)
+        return host.astype(dtype or (self.float if host.dtype.kind == "f" else host.dtype))
+
+    def to_numpy(self, array):
+        return self.cupy.asnumpy(array)
+
+    def upload(self, array, host):
+        array.set(np.ascontiguousarray(host, array.dtype))
+
+    def synchronize(self):
+        self.cupy.cuda.get_current_stream().synchronize()
+
+    def bind(self, kernel, rows, arguments):
+        values = tuple(kernel.bind((rows, *arguments), self.array_type, self.name))
+        if kernel.source not in self.modules:
+            self.modules[kernel.source] = self.cupy.RawModule(code=source_text(sources() / kernel.source))
+        function = self.modules[kernel.source].get_function(kernel.name)
+        grid = max(1, min(-(-rows // ROWS_PER_BLOCK), LARGEST_GRID))
+        return lambda: function((grid,), (32 * ROWS_PER_BLOCK,), values)
+
+    def gemm(self, a, b, c, transpose_a=False, transpose_b=False, accumulate=False):
+        """c = op(a) op(b) (+ c if accumulate), float32, each of (rows, columns) or (batch, rows, columns).
+
+        cuBLAS counts along columns: a row-major c is its transpose there, c' = op(b)' op(a)'.
+        """
+        m, n, k = check_product(a, b, c, transpose_a, transpose_b)
+        if c.dtype != np.float32:
+            raise TypeError(f"gemm: expected float32, got {c.dtype}")
+        batch = c.shape[0] if c.ndim == 3 else 1
+        pitch = [max(array.strides[-2] // 4, array.shape[-1], 1) for array in (a, b, c)]
+        jump = [array.strides[0] // 4 if c.ndim == 3 else 0 for array in (a, b, c)]
+        operation = self.cublas.CUBLAS_OP_N, self.cublas.CUBLAS_OP_T
+        arguments = (operation[transpose_b], operation[transpose_a], n, m, k, self.one.ctypes.data,
+                     b.data.ptr, pitch[1], jump[1], a.data.ptr, pitch[0], jump[0],
+                     (self.one if accumulate else self.zero).ctypes.data, c.data.ptr, pitch[2], jump[2], batch)
+        keep = a, b, c       # a recording may outlive its caller's arrays
+
+        def call():
+            assert keep
+            self.cublas.sgemmStridedBatched(self.cupy.cuda.get_cublas_handle(), *arguments)
+        self.submit(call)

@@ -20,6 +20,25 @@ def sources():
     raise FileNotFoundError(f"no kernels in {package / 'kernels'} nor in {package.parent / 'kernels'}: reinstall minialex")
 
 
+def source_text(file):
+    """A .cu file with its headers put in place, so that a compiler's cache sees a change in any of them."""
+    seen = set()
+
+    def inlined(path):
+        lines = []
+        for line in path.read_text().splitlines():
+            if line.startswith('#include "'):
+                header = path.parent / line.split('"')[1]
+                if header not in seen:
+                    seen.add(header)
+                    lines += inlined(header)
+            elif line != "#pragma once":
+                lines.append(line)
+        return lines
+
+    return "\n".join(inlined(Path(file)))
+
+
 @functools.lru_cache(maxsize=None)
 def declarations(path):
     """{kernel: [Argument, ...]} as declared with KERNEL in a .cu file."""
