@@ -1,0 +1,67 @@
+"""python -m minialex.describe NET: its layers, parameters and multiply-accumulates, and the memory that a step takes."""
+
+import argparse
+import os
+
+import numpy as np
+
+from . import nets
+from .errors import UserError, run_command
+from .network import Layout
+
+
+def table(net):
+    """The layers of a net as lines of text."""
+    rows = [("layer", "output shape", "parameters", "MACs"), ("input", by(net.inputs[next(iter(net.layers))]), "", "")]
+    for name, layer in net.layers.items():
+        count = sum(int(np.prod(shape)) for shape in layer.parameters(net.inputs[name]).values())
+        rows.append((f"{name} ({kind(layer)})", by(net.outputs[name]), f"{count:,}" if count else "0", f"{layer.macs(net.inputs[name]):,}"))
+    total = sum(int(np.prod(shape)) for shape in net.parameters().values())
+    rows.append(("total", "", f"{total:,}", f"{net.macs():,}"))
+    widths = [max(len(row[i]) for row in rows) for i in range(4)]
+    lines = ["  ".join((cell.ljust, cell.rjust)[i > 0](width) for i, (cell, width) in enumerate(zip(row, widths))) for row in rows]
+    rule = "-" * len(lines[0])
+    return [lines[0], rule, *lines[1:-1], rule, lines[-1]]
+
+
+def by(shape):
+    return " x ".join(map(str, shape))
+
+
+def kind(layer):
+    name = type(layer).__name__
+    return f"{name} + ReLU" if getattr(layer, "relu", False) else name
+
+
+def memory(layout):
+    """{what: bytes} of a training step."""
+    kinds = {"parameters": "parameter ", "momentum": "velocity ", "gradients": "gradient ", "activations": "activation ",
+             "pool winners": "kept ", "workspace": "workspace ", "input": "input ", "results": "output "}
+    return {what: layout.bytes(kind) for what, kind in kinds.items()}
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(prog="python -m minialex.describe", description="Describe a net and the memory that training it takes.")
+    parser.add_argument("net", help=", ".join(nets.NETS))
+    parser.add_argument("--classes", type=int, help="default: the published number")
+    parser.add_argument("--size", type=int, help="input size (default: the published one)")
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads, each with a workspace of its own")
+    parser.add_argument("--workspace-mb", type=float)
+    args = parser.parse_args(arguments)
+    for name in ("batch", "threads"):
+        if getattr(args, name) < 1:
+            raise UserError(f"--{name} {getattr(args, name)}: expected at least 1")
+    net = nets.build(args.net, args.classes, args.size)
+    print(f"{net.name}, {net.size}x{net.size}, {net.classes} classes")
+    print("\n".join(table(net)))
+    from .device.cpu import CPU
+    layout = Layout(net, args.batch, threads=args.threads, chunk=CPU.chunk, side=round(net.size * 8 / 7), workspace_mb=args.workspace_mb)
+    print(f"\nmemory of a training step at batch {args.batch} on {args.threads} CPU thread{'s' * (args.threads > 1)}:")
+    for what, size in [*memory(layout).items(), ("total", layout.bytes())]:
+        print(f"  {what:18} {size / 2**20:9,.1f} MB")
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)
