@@ -83,7 +83,7 @@ def settle(args):
             raise UserError(f"--{name.replace('_', '-')} {options[name]}: expected {'0 up to below 1' if name == 'momentum' else '0 or more'}")
     del options["resume"]
     run = Path(options.pop("out") or Path("runs") / time.strftime(f"{options['net']}-%Y%m%d-%H%M%S"))
-    if (run / "config.json").exists():
+    if (run / "last.safetensors").exists():
         raise UserError(f"{run} holds a run already: continue it with --resume {run}, or give another --out")
     return options, None, run
 

@@ -58,6 +58,8 @@ class Conv(Layer):
 
     def __init__(self, filters, size, stride=1, pad=0, groups=1, relu=True, std=None, bias=0.0):
         self.window = Window.of(size, stride, pad)
+        if filters < 1:
+            raise ValueError(f"filters: expected at least 1, got {filters}")
         if groups < 1 or filters % groups:
             raise ValueError(f"groups: {filters} filters cannot be cut into {groups} groups")
         self.filters, self.groups, self.relu, self.std, self.bias = filters, groups, relu, std, bias

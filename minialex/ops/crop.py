@@ -3,7 +3,7 @@
 import numpy as np
 
 from ..device import kernel
-from .layer import device_of, put
+from .layer import as_array, device_of, put
 
 
 @kernel("crop.cu")
@@ -26,11 +26,16 @@ def crop_images(images, crops, size, *, mean, scale, device="cpu"):
     device = device_of(device)
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] != images.shape[2] or images.shape[3] != 3:
         raise ValueError(f"images: expected uint8 (N, S, S, 3), got {images.dtype} {tuple(images.shape)}")
-    if crops.shape != (len(images), 3):
+    if as_array("crops", crops, ("N", "3"), "integers").shape != (len(images), 3):
         raise ValueError(f"crops: expected shape ({len(images)}, 3), got {tuple(crops.shape)}")
+    if not 1 <= size <= images.shape[1]:
+        raise ValueError(f"size: expected 1 to {images.shape[1]} (the pictures' side), got {size}")
+    mean, scale = np.asarray(mean, np.float32), np.asarray(scale, np.float32)
+    if not mean.shape == scale.shape == (3,):
+        raise ValueError(f"mean, scale: expected 3 numbers each, one per colour, got shapes {mean.shape} and {scale.shape}")
     check_crops(crops if isinstance(crops, np.ndarray) else device.to_numpy(crops), images.shape[1] - size)
     y = device.empty((len(images), size, size, 3))
     if len(images):
         device.launch(crop, len(images) * size, put(device, images), put(device, crops.astype(np.int32)),
-                      put(device, np.asarray(mean, np.float32)), put(device, np.asarray(scale, np.float32)), y, images.shape[1], size)
+                      put(device, mean), put(device, scale), y, images.shape[1], size)
     return y

@@ -12,6 +12,8 @@ class Dense(Layer):
     dense = True
 
     def __init__(self, features, relu=True, std=None, bias=0.0):
+        if features < 1:
+            raise ValueError(f"features: expected at least 1, got {features}")
         self.features, self.relu, self.std, self.bias = features, relu, std, bias
 
     def output(self, shape):

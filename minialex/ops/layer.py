@@ -66,6 +66,8 @@ def as_array(name, value, dims=None, dtype="float32"):
         raise TypeError(f"{name}: expected {dtype}, got {value.dtype}")
     if dims is not None and value.ndim != len(dims):
         raise ValueError(f"{name}: expected {len(dims)} dimensions ({', '.join(dims)}), got shape {tuple(value.shape)}")
+    if value.ndim == 0:
+        raise ValueError(f"{name}: expected at least 1 dimension, got a single number")
     return value
 
 
@@ -89,6 +91,8 @@ def run_alone(layer, device, x, dy=None, parameters=None, step=0, **more):
     """Forward, and with dy also backward, of one layer on arrays. -> Site with y (and dx, gradients)."""
     device = device_of(device)
     shape, n = tuple(x.shape[1:]), x.shape[0]
+    if 0 in shape:
+        raise ValueError(f"x: only the first size may be 0 (an empty batch), got shape {tuple(x.shape)}")
     out = layer.output(shape)
     floats = device.float
     site = Site(x=put(device, x), parameters={k: put(device, v) for k, v in (parameters or {}).items()},

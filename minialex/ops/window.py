@@ -5,12 +5,12 @@ from dataclasses import dataclass
 
 def pair(name, value, least):
     """(height, width) from an int or a pair of ints."""
-    values = (value, value) if isinstance(value, int) else tuple(value)
-    if len(values) != 2 or not all(isinstance(v, int) for v in values):
+    values = (value, value) if isinstance(value, int) else value
+    if not isinstance(values, (tuple, list)) or len(values) != 2 or not all(isinstance(v, int) for v in values):
         raise ValueError(f"{name}: expected an int or (height, width), got {value!r}")
     if min(values) < least:
         raise ValueError(f"{name}: expected at least {least}, got {value!r}")
-    return values
+    return tuple(values)
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Window:
         """From the loose forms users write: 3, (3, 5), pad 1, (1, 2) for height and width, ((1, 2), (1, 2))."""
         if isinstance(pad, int):
             pad = (pad, pad)
-        if len(pad) != 2:
+        if not isinstance(pad, (tuple, list)) or len(pad) != 2:
             raise ValueError(f"pad: expected an int, (height, width) or ((top, bottom), (left, right)), got {pad!r}")
         sides = tuple(pair("pad", side, 0) for side in pad)
         return Window(pair("size", size, 1), pair("stride", stride, 1), sides, ceil)
