@@ -21,7 +21,7 @@ from .kernel import declarations, source_text, sources
 
 # NaN must be seen, so -ffinite-math-only and -ffast-math stay out; the rest is what vectorises sums and square roots.
 FLAGS = ["-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fassociative-math",
-         "-fno-signed-zeros", "-fopenmp-simd", "-Wno-psabi", "-Wno-pass-failed", "-fPIC", "-shared", "-pthread"]
+         "-fno-signed-zeros", "-fopenmp-simd", "-Wno-psabi", "-Wno-pass-failed", "-fno-exceptions", "-fPIC", "-shared", "-pthread"]
 
 
 def find_compiler():
@@ -32,7 +32,8 @@ def find_compiler():
         if shutil.which(name):
             return [shutil.which(name)]
     if importlib.util.find_spec("ziglang"):
-        return [sys.executable, "-m", "ziglang", "c++"]
+        # Kernels need no C++ library; without this zig would first build one, for most of a minute.
+        return [sys.executable, "-m", "ziglang", "c++", "-nostdlib++"]
     raise UserError("no C++ compiler found (looked for $CXX, c++, g++, clang++): install one, or `pip install minialex[compiler]`; "
                     "--device numpy works without, slowly")
 
@@ -125,6 +126,8 @@ class CPU(Device):
         self.library = self.libraries["queue"]
         self.library.queue_open.restype = ctypes.c_void_p
         self.queue = ctypes.c_void_p(self.library.queue_open(self.threads))
+        if not self.queue:
+            raise UserError(f"the system refuses {self.threads} threads: use a smaller --threads")
 
     def __del__(self):
         if getattr(self, "queue", None):

@@ -2,12 +2,10 @@
 //
 // A recording is a sequence of phases; in a phase each thread runs a list of its own, and all meet before the next.
 // One call from Python plays the whole recording, so that a busy interpreter cannot hold a step up.
-#include <atomic>
-#include <chrono>
-#include <condition_variable>
-#include <mutex>
-#include <thread>
-#include <vector>
+// POSIX threads and compiler builtins only: a C++ library would take zig most of a minute to build.
+#include <pthread.h>
+#include <stdlib.h>
+#include <time.h>
 #if defined(__SSE__)
 #include <xmmintrin.h>
 #endif
@@ -32,84 +30,106 @@ struct FlushToZero {
 #endif
 };
 
-// Waits by spinning for about the length of a short kernel, then sleeps: the cores may be wanted by others.
-class Meeting {
-    const int expected;
-    std::atomic<int> arrived{0};
-    std::atomic<unsigned> round{0};
-    std::mutex lock;
-    std::condition_variable moved;
-
-public:
-    explicit Meeting(int expected) : expected(expected) {}
-    void wait() {
-        const unsigned mine = round.load();
-        if (arrived.fetch_add(1) + 1 == expected) {
-            arrived.store(0);
-            { std::lock_guard<std::mutex> hold(lock); round.store(mine + 1); }
-            moved.notify_all();
-            return;
-        }
-        for (int spin = 0; spin < 4000; ++spin) {
-            if (round.load() != mine) return;
-#if defined(__SSE__)
-            _mm_pause();
-#endif
-        }
-        std::unique_lock<std::mutex> hold(lock);
-        moved.wait(hold, [&] { return round.load() != mine; });
-    }
-};
-
 struct Queue {
-    const int threads;
-    Meeting meeting;
-    std::vector<std::thread> workers;
-    const Command* commands = nullptr;
-    const long long* starts = nullptr;
-    long long phases = 0;
-    double* seconds = nullptr;
-    bool closing = false;
-
-    explicit Queue(int threads) : threads(threads), meeting(threads) {
-        for (int t = 1; t < threads; ++t)
-            workers.emplace_back([this, t] {
-                for (;;) {
-                    meeting.wait();
-                    if (closing) return;
-                    play(t);
-                }
-            });
-    }
-    ~Queue() {
-        closing = true;
-        meeting.wait();
-        for (auto& worker : workers) worker.join();
-    }
-    void play(int thread) {
-        FlushToZero mode;
-        for (long long phase = 0; phase < phases; ++phase) {
-            const long long* start = starts + phase * threads + thread;
-            for (long long i = start[0]; i < start[1]; ++i) {
-                const auto before = std::chrono::steady_clock::now();
-                commands[i].run(commands[i].arguments, commands[i].part, commands[i].parts);
-                if (seconds) seconds[i] += std::chrono::duration<double>(std::chrono::steady_clock::now() - before).count();
-            }
-            meeting.wait();
-        }
-    }
+    int threads;
+    pthread_t* workers;
+    const Command* commands;
+    const long long* starts;
+    long long phases;
+    double* seconds;
+    int closing;
+    // Where the threads meet.
+    int arrived;
+    unsigned round;
+    pthread_mutex_t lock;
+    pthread_cond_t moved;
 };
 
-extern "C" Queue* queue_open(int threads) { return new Queue(threads); }
-extern "C" void queue_close(Queue* queue) { delete queue; }
+struct Worker { Queue* queue; int thread; };
+
+// Waits by spinning for about the length of a short kernel, then sleeps: the cores may be wanted by others.
+static void meet(Queue* q) {
+    const unsigned mine = __atomic_load_n(&q->round, __ATOMIC_ACQUIRE);
+    if (__atomic_add_fetch(&q->arrived, 1, __ATOMIC_ACQ_REL) == q->threads) {
+        __atomic_store_n(&q->arrived, 0, __ATOMIC_RELAXED);
+        pthread_mutex_lock(&q->lock);
+        __atomic_store_n(&q->round, mine + 1, __ATOMIC_RELEASE);
+        pthread_mutex_unlock(&q->lock);
+        pthread_cond_broadcast(&q->moved);
+        return;
+    }
+    for (int spin = 0; spin < 4000; ++spin) {
+        if (__atomic_load_n(&q->round, __ATOMIC_ACQUIRE) != mine) return;
+#if defined(__SSE__)
+        _mm_pause();
+#endif
+    }
+    pthread_mutex_lock(&q->lock);
+    while (__atomic_load_n(&q->round, __ATOMIC_ACQUIRE) == mine) pthread_cond_wait(&q->moved, &q->lock);
+    pthread_mutex_unlock(&q->lock);
+}
+
+static double now() {
+    timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return t.tv_sec + 1e-9 * t.tv_nsec;
+}
+
+static void play(Queue* q, int thread) {
+    FlushToZero mode;
+    for (long long phase = 0; phase < q->phases; ++phase) {
+        const long long* start = q->starts + phase * q->threads + thread;
+        for (long long i = start[0]; i < start[1]; ++i) {
+            const Command& command = q->commands[i];
+            const double before = q->seconds ? now() : 0;
+            command.run(command.arguments, command.part, command.parts);
+            if (q->seconds) q->seconds[i] += now() - before;
+        }
+        meet(q);
+    }
+}
+
+static void* work(void* argument) {
+    const Worker self = *(Worker*)argument;
+    free(argument);
+    for (;;) {
+        meet(self.queue);
+        if (self.queue->closing) return nullptr;
+        play(self.queue, self.thread);
+    }
+}
+
+// A queue with threads - 1 workers beside the caller; null if the system gives no more threads.
+extern "C" Queue* queue_open(int threads) {
+    Queue* q = (Queue*)calloc(1, sizeof(Queue));
+    q->threads = threads;
+    q->workers = (pthread_t*)calloc(threads, sizeof(pthread_t));
+    pthread_mutex_init(&q->lock, nullptr);
+    pthread_cond_init(&q->moved, nullptr);
+    for (int t = 1; t < threads; ++t) {
+        Worker* worker = (Worker*)malloc(sizeof(Worker));
+        *worker = Worker{q, t};
+        if (pthread_create(&q->workers[t], nullptr, work, worker)) return nullptr;
+    }
+    return q;
+}
+
+extern "C" void queue_close(Queue* q) {
+    q->closing = 1;
+    meet(q);
+    for (int t = 1; t < q->threads; ++t) pthread_join(q->workers[t], nullptr);
+    free(q->workers);
+    free(q);
+}
+
 // Thread t runs commands starts[phase * threads + t] up to the next start; seconds (or null) gets each command's time.
-extern "C" void queue_play(Queue* queue, const Command* commands, const long long* starts, long long phases, double* seconds) {
-    queue->commands = commands;
-    queue->starts = starts;
-    queue->phases = phases;
-    queue->seconds = seconds;
-    queue->meeting.wait();
-    queue->play(0);
+extern "C" void queue_play(Queue* q, const Command* commands, const long long* starts, long long phases, double* seconds) {
+    q->commands = commands;
+    q->starts = starts;
+    q->phases = phases;
+    q->seconds = seconds;
+    meet(q);
+    play(q, 0);
 }
 
 // c = op(a) op(b) (+ c), row-major, cut into parts along the rows of c.

@@ -1,0 +1,203 @@
+"""Training as its users run it: a small folder of pictures, the files a run leaves, interruptions, and mistakes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from minialex import describe, evaluate, predict, train
+from minialex.checkpoint import load, same_bits
+from minialex.errors import UserError
+
+COLOURS = {"red": (200, 60, 50), "green": (60, 190, 70), "blue": (50, 70, 200)}
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Three classes told apart by colour, 12 + 4 pictures each; one training file is damaged, one is no image."""
+    root, random = tmp_path_factory.mktemp("pictures"), np.random.default_rng(5)
+    for split, count in (("train", 12), ("val", 4)):
+        for name, colour in COLOURS.items():
+            (root / split / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = np.clip(np.array(colour) + random.normal(0, 40, (90, 100, 3)), 0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(root / split / name / f"{i:02}.jpg")
+    whole = (root / "train/red/00.jpg").read_bytes()
+    (root / "train/red/damaged.jpg").write_bytes(whole[:len(whole) // 2])
+    (root / "train/blue/labels.csv").write_text("not,an,image\n")
+    return root
+
+
+def arguments(pictures, out, *more):
+    return ["--data", str(pictures), "--out", str(out), "--size", "72", "--batch", "8", "--epochs", "2", "--lr", "0.002",
+            "--device", "cpu", *more]
+
+
+@pytest.fixture(scope="module")
+def finished(pictures, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "straight"
+    assert train.main(arguments(pictures, out)) == 0
+    return out
+
+
+def test_what_a_run_leaves(finished):
+    metrics = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    assert [m["epoch"] for m in metrics] == [1, 2]
+    assert [m["step"] for m in metrics] == [5, 10]
+    for m in metrics:
+        assert set(m) == {"epoch", "step", "train_loss", "train_top1", "val_loss", "val_top1", "val_top5", "images_per_s"}
+        assert 0 <= m["val_top1"] <= m["val_top5"] <= 1 and m["images_per_s"] > 0
+    config = json.loads((finished / "config.json").read_text())
+    assert config["classes"] == ["blue", "green", "red"] and config["size"] == 72 and config["data"]["train"]["images"] == 37
+    with Image.open(finished / "curve.png") as curve:
+        assert curve.size[0] > 600 and len(set(curve.convert("L").tobytes())) > 50
+    assert sorted(p.name for p in finished.iterdir()) == ["best.safetensors", "config.json", "curve.png", "last.safetensors", "metrics.jsonl"]
+
+
+def test_first_lines_say_where_and_on_what(pictures, tmp_path, capsys):
+    run = train.Run(arguments(pictures, tmp_path / "run", "--epochs", "1"))
+    assert run.go() == 0
+    out = capsys.readouterr().out
+    assert "device   cpu (asked for)" in out
+    assert f"train    37 images in 3 classes from {pictures / 'train'}" in out
+    assert f"val      12 images in 3 classes from {pictures / 'val'}" in out
+    assert out.count("damaged.jpg") == 1 and "left out 1 unreadable training images" in out
+
+
+def test_resuming_in_the_middle_of_an_epoch_changes_no_bit(pictures, finished, tmp_path):
+    out = tmp_path / "interrupted"
+    for stop_at in (2, 7):      # in the first epoch, and in the second
+        run = train.Run(arguments(pictures, out) if stop_at == 2 else ["--resume", str(out)])
+        step = run.step
+
+        def counted(batch):
+            step(batch)
+            if run.state["step"] == stop_at:
+                os.kill(os.getpid(), signal.SIGTERM)
+        run.step = counted
+        assert run.go() == 128 + signal.SIGTERM
+        assert load(out / "last.safetensors")[2]["step"] == stop_at
+    assert train.main(["--resume", str(out)]) == 0
+    ours, theirs = load(out / "last.safetensors"), load(finished / "last.safetensors")
+    assert same_bits(ours[0], theirs[0]) and same_bits(ours[1], theirs[1])
+    speedless = [[{k: v for k, v in json.loads(line).items() if k != "images_per_s"} for line in (folder / "metrics.jsonl").read_text().splitlines()]
+                 for folder in (out, finished)]
+    assert speedless[0] == speedless[1]
+
+
+def test_two_runs_are_the_same_and_seeds_differ(pictures, finished, tmp_path):
+    for seed, same in ((0, True), (1, False)):
+        out = tmp_path / str(seed)
+        train.main(arguments(pictures, out, "--seed", str(seed)))
+        assert same_bits(load(out / "last.safetensors")[0], load(finished / "last.safetensors")[0]) == same
+
+
+def test_resume_warns_of_a_difference_and_refuses_options(pictures, finished, tmp_path, capsys):
+    with pytest.raises(UserError, match="--lr cannot be given with --resume"):
+        train.main(["--resume", str(finished), "--lr", "0.1"])
+    assert train.main(["--resume", str(finished), "--threads", "1"]) == 0
+    assert "threads" in capsys.readouterr().out
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(pictures, tmp_path):
+    with pytest.raises(UserError, match=r"not finite at step \d+ \(epoch \d\): try a smaller --lr"):
+        train.main(arguments(pictures, tmp_path / "run", "--lr", "1e9", "--schedule", "constant"))
+
+
+def test_a_loss_that_stays_at_chance_is_pointed_out(pictures, tmp_path, capsys):
+    train.main(arguments(pictures, tmp_path / "run", "--epochs", "1", "--lr", "0", "--init", "published"))
+    assert "stays at ln(3) = 1.099" in capsys.readouterr().out
+
+
+def test_evaluate_and_predict(pictures, finished, tmp_path, capsys):
+    scores = tmp_path / "scores.json"
+    assert evaluate.main([str(finished), "--data", str(pictures), "--json", str(scores), "--device", "cpu"]) == 0
+    capsys.readouterr()
+    told, last = json.loads(scores.read_text()), json.loads((finished / "metrics.jsonl").read_text().splitlines()[-1])
+    best = max((json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()), key=lambda m: m["val_top1"])
+    assert told["images"] == len(told["per_image"]) == 12 and told["top1"] == best["val_top1"]
+    assert told["loss"] == pytest.approx(best["val_loss"], rel=1e-5) and last["epoch"] == 2
+
+    good, bad = str(pictures / "val/red/00.jpg"), str(pictures / "train/red/damaged.jpg")
+    assert predict.main([str(finished), good, "--device", "cpu"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == good and len(lines) == 4
+    shares = [float(line.split("%")[0]) for line in lines[1:]]
+    assert shares == sorted(shares, reverse=True) and sum(shares) == pytest.approx(100, abs=0.1)
+    assert predict.main([str(finished), bad, "--device", "cpu"]) == 2
+    assert "damaged.jpg" in capsys.readouterr().err
+
+
+def test_describe(capsys):
+    assert describe.main(["half", "--classes", "10", "--batch", "32", "--threads", "2"]) == 0
+    out = capsys.readouterr().out
+    assert "14,601,930" in out and "309,164,304" in out and "55 x 55 x 48" in out and "total" in out
+
+
+@pytest.mark.parametrize("command, words", [
+    (["minialex.train", "--data", "nowhere"], ["nowhere"]),
+    (["minialex.train", "--net", "paper", "--size", "30", "--data", "{pictures}", "--device", "cpu"], ["paper at 30x30", "runs out of pixels", "--size"]),
+    (["minialex.train", "--batch", "0"], ["--batch 0"]),
+    (["minialex.train", "--data", "{pictures}", "--size", "72", "--workspace-mb", "0.01", "--device", "cpu"], ["conv1", "MB", "--workspace-mb"]),
+    (["minialex.train", "--data", "{pictures}", "--size", "72", "--device", "cpu", "--schedule", "sine"], ["--schedule 'sine'"]),
+    (["minialex.train", "--resume", "nowhere"], ["nowhere is not a run folder"]),
+    (["minialex.evaluate", "nowhere", "--data", "{pictures}"], ["nowhere is not a run folder"]),
+    (["minialex.predict", "nowhere", "x.jpg"], ["nowhere is not a run folder"]),
+    (["minialex.describe", "resnet"], ["unknown net 'resnet'"]),
+])
+def test_a_mistake_is_one_sentence_and_code_2(pictures, tmp_path, command, words):
+    command = [part.format(pictures=pictures) for part in command]
+    done = subprocess.run([sys.executable, "-m", *command], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert all(word in done.stderr for word in words), done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_cuda_without_a_gpu_is_refused_with_the_reason():
+    from minialex.device import cuda
+    if not cuda.why_not():
+        pytest.skip("there is a working GPU here")
+    done = subprocess.run([sys.executable, "-m", "minialex.train", "--device", "cuda"], capture_output=True, text=True)
+    assert done.returncode == 2 and cuda.why_not() in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_kill_minus_nine_leaves_a_run_that_resumes(pictures, finished, tmp_path):
+    """Killed at many moments, also while it writes: what was saved loads, and the resumed run ends as if undisturbed."""
+    out, random = tmp_path / "killed", np.random.default_rng(1)
+    command = [sys.executable, "-m", "minialex.train"]
+    for attempt in range(12):
+        fresh = not (out / "last.safetensors").exists()
+        process = subprocess.Popen([*command, *(arguments(pictures, out) if fresh else ["--resume", str(out)])], stdout=subprocess.DEVNULL)
+        time.sleep(random.uniform(1.0, 4.5))
+        process.kill()
+        process.wait()
+        if (out / "last.safetensors").exists():
+            assert load(out / "last.safetensors")[2]["step"] in (5, 10)
+    if not (out / "last.safetensors").exists():
+        assert train.main(arguments(pictures, out)) == 0
+    assert train.main(["--resume", str(out)]) == 0
+    assert same_bits(load(out / "last.safetensors")[0], load(finished / "last.safetensors")[0])
+    assert len((out / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_first(pictures, tmp_path, number):
+    out = tmp_path / "run"
+    process = subprocess.Popen([sys.executable, "-m", "minialex.train", *arguments(pictures, out, "--epochs", "400")], stdout=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if line.startswith("epoch   2"):
+            break
+    time.sleep(0.3)
+    process.send_signal(number)
+    rest = process.stdout.read()
+    assert process.wait() == 128 + number and f"--resume {out}" in rest
+    step = load(out / "last.safetensors")[2]["step"]
+    assert f"stopped  at step {step}" in rest and step >= 10
