@@ -97,8 +97,8 @@ class Net:
         return sum(layer.macs(self.inputs[name]) for name, layer in self.layers.items())
 
     def initial(self, init, seed):
-        """{name: float32 array}: first values. "he": N(0, 2/fan_in) and zero biases, which trains from scratch on small
-        data; "published": what the net's authors used (paper, caffenet: N(0, std) with their biases; half: Keras' Glorot
+        """{name: float32 array}: first values. "he": N(0, 2/fan_in), half that spread in dense layers, and zero biases, which
+        trains from scratch on small data; "published": what the net's authors used (paper, caffenet: N(0, std) with their biases; half: Keras' Glorot
         uniform; owt: PyTorch's uniform 1/sqrt(fan_in))."""
         values, last = {}, list(self.layers)[-1]
         for number, (name, layer) in enumerate(self.layers.items()):
@@ -115,8 +115,10 @@ class Net:
                 elif init == "published":
                     value = random.standard_normal(shape) * layer.std
                 elif init == "he":
-                    # The last layer starts small, so that the first loss is ln(classes) whatever its inputs.
-                    value = random.standard_normal(shape) * (0.01 if name == last else np.sqrt(2 / fan_in))
+                    # Three max-pools make activations three times larger than He's rule expects; dense layers start at half
+                    # of it and the last one at 0.01, or the first steps throw the loss far above ln(classes).
+                    std = np.sqrt(2 / fan_in) * (1.0 if isinstance(layer, Conv) else 0.5)
+                    value = random.standard_normal(shape) * (0.01 if name == last else std)
                 else:
                     raise UserError(f"unknown init {init!r}: choose he or published")
                 values[f"{name}.{part}"] = value.astype(np.float32)
