@@ -4,7 +4,7 @@ import numpy as np
 
 from .errors import UserError
 from .ops.crop import check_crops, crop
-from .ops.layer import Site
+from .ops.layer import Site, as_array
 from .ops.softmax import check_labels, cross_entropy_rows, label_rank, softmax_rows
 from .optim import BLOCK, SGD, add
 
@@ -31,12 +31,14 @@ class Layout:
         self.columns = self.fit(workspace_mb, images_at_once or (lambda outputs: self.chunk))
 
         rows = batch if training else min(batch, self.shares * self.chunk)
+        own = ["input", *(name for name in self.stack if not net.layers[name].in_place)]      # the tail reads the last of these
         self.arrays = {"input images": ((batch, self.side, self.side, 3), np.uint8), "input crops": ((batch, 3), np.int32),
                        "input labels": ((batch,), np.int32), "input mean": ((3,), floats), "input scale": ((3,), floats),
                        "input now": ((2,), np.float64), "output loss": ((batch,), floats), "output rank": ((batch,), floats),
-                       "output probabilities": ((batch, net.classes), floats), "activation input": ((rows, net.size, net.size, 3), floats)}
+                       "output probabilities": ((batch, net.classes), floats),
+                       "activation input": ((rows if own[1:] else batch, net.size, net.size, 3), floats)}
         for name, layer in net.layers.items():
-            keep = rows if name in self.stack[:-1] else batch
+            keep = rows if name in own[:-1] else batch
             if not layer.in_place:
                 self.arrays[f"activation {name}"] = ((keep, *net.outputs[name]), floats)
             for key, (shape, dtype) in layer.kept(net.inputs[name]).items():
@@ -49,7 +51,7 @@ class Layout:
                     self.arrays[f"gradient {share} {name}"] = (shape, floats)
         self.arrays["workspace columns"] = ((self.shares, self.columns), floats)
         if training:
-            widest = max(int(np.prod(net.outputs[n])) for n in self.stack)
+            widest = max((int(np.prod(net.outputs[n])) for n in self.stack), default=0)
             self.arrays["workspace stack gradients"] = ((self.shares, 2, self.chunk * widest), floats)
             wide = max(int(np.prod(shape)) for n in self.tail for shape in (net.inputs[n], net.outputs[n]))
             self.arrays["workspace dense gradients"] = ((2, batch * wide), floats)
@@ -57,7 +59,7 @@ class Layout:
     def fit(self, workspace_mb, images_at_once):
         """Floats of the column buffer of one share: as many images as `images_at_once` and --workspace-mb allow, at least one."""
         net, need = self.net, 0
-        for name in self.stack:
+        for name in net.layers:
             one = net.layers[name].workspace(net.inputs[name])
             if not one:
                 continue
@@ -137,6 +139,11 @@ class Network:
         n = len(images)
         if not 0 < n <= self.batch:
             raise ValueError(f"images: expected 1 to {self.batch}, got {n}")
+        if images.dtype != np.uint8:
+            raise TypeError(f"images: expected uint8, got {images.dtype}")
+        for name, host in (("images", images), ("labels", labels), ("crops", crops)):
+            if as_array(name, host, dtype="integers").shape != self.arrays[f"input {name}"][:n].shape:
+                raise ValueError(f"{name}: expected shape {self.arrays[f'input {name}'][:n].shape}, got {host.shape}")
         check_labels(labels, self.net.classes)
         check_crops(crops, self.layout.side - self.net.size)
         for name, host in (("images", images), ("labels", labels), ("crops", crops)):
@@ -170,24 +177,28 @@ class Network:
             return
 
         slopes = self.arrays["workspace dense gradients"]
-        dy = dlogits
+        dy, bottom = dlogits, next(iter(self.net.parameters())).split(".")[0]      # nobody needs the gradient of its input
         for name in reversed(tail):
             layer, site = self.net.layers[name], self.site(name, mode, 0, 0, n)
             site.dy, site.dx = dy, dy
             if not layer.in_place:
                 other = slopes[1] if same_memory(dy, slopes[0]) else slopes[0]
                 site.dx = view(other, site.x.shape)
+            if name == bottom:
+                site.dx = None
             layer.backward(device, site)
+            if name == bottom:
+                break
             dy = site.dx.reshape(n, *self.net.inputs[name])
         for share in device.parallel(shares):
             room = self.arrays["workspace stack gradients"][share]
             for i, (first, last) in enumerate(chunks[share]):
                 slope = dy[first:last]
-                for name in reversed(layout.stack):
+                for name in reversed(layout.stack if bottom in layout.stack else []):
                     layer, site = self.net.layers[name], self.site(name, mode, share, first, last)
                     site.dy, site.accumulate = slope, i > 0
                     site.gradients = {p: self.arrays[f"gradient {share} {name}.{p}"] for p in site.parameters}
-                    if name == layout.stack[0]:
+                    if name == bottom:
                         site.dx = None
                     elif layer.in_place:
                         site.dx = slope
@@ -195,6 +206,8 @@ class Network:
                         other = room[1] if same_memory(slope, room[0]) else room[0]
                         site.dx = view(other, site.x.shape)
                     layer.backward(device, site)
+                    if name == bottom:
+                        break
                     slope = site.dx
         for name in self.gradients:
             total = self.gradients[name]

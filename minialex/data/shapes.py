@@ -6,12 +6,15 @@ drawn without looking at the class. Pixels and colours taken one by one therefor
 (tests/data/test_shapes.py measures it), while a small convolutional network gets nearly all of them right.
 """
 
+import math
 import os
 import tempfile
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from ..errors import UserError, shown
 
 VERSION = 1  # goes up whenever a picture changes, so that a cached older set is not mistaken for this one
 SIDE = 112  # pixels; 7/8 of it, the usual share of a random crop, is 98
@@ -48,16 +51,16 @@ def star(x, y):
 
 def pointed(x, y, points, waist):
     """A star with its tips at radius 1 and its notches at radius `waist`; cos(pi/points) makes it a polygon."""
-    half = np.pi / points
-    angle = np.abs(np.arctan2(y, x) % (2 * half) - half)  # by symmetry one edge, notch (0) to tip (half), is enough
+    half = math.pi / points
+    angle = np.abs(np.arctan2(y, x) % (2 * half) - half)  # by symmetry one edge, tip (half) to notch (0), is enough
     radius = np.hypot(x, y)
-    normal = np.array([1 - np.cos(half) * waist, np.sin(half) * waist], np.float32)
-    normal /= np.hypot(*normal)
-    from_tip, across = radius * np.cos(half - angle) - 1, radius * np.sin(half - angle)
-    return from_tip * normal[1] + across * normal[0]
+    out, aside = math.sin(half) * waist, 1 - math.cos(half) * waist  # the edge's normal, seen from the tip
+    length = math.hypot(out, aside)
+    return (radius * np.cos(half - angle) - 1) * (out / length) + radius * np.sin(half - angle) * (aside / length)
 
 
-# Textures: positive where the second colour goes; x and y count periods, `share` moves the colours' balance.
+# Textures: positive where the second colour goes; x and y in periods of the dots. `share` moves the balance of the
+# two colours. Stripes are coarser: at the period of the dots the first convolution is slow to tell the two apart.
 
 def striped(x, y, share):
     return np.cos(1.5 * np.pi * x) + share
@@ -79,70 +82,70 @@ Y, X = (np.mgrid[:SIDE, :SIDE].astype(np.float32) + 0.5) * (2 / SIDE) - 1
 
 
 def turned(x, y, angle):
-    c, s = np.float32(np.cos(angle)), np.float32(np.sin(angle))
+    c, s = math.cos(angle), math.sin(angle)
     return c * x + s * y, c * y - s * x
 
 
-def smooth_edge(d, pixel):
-    """1 inside, 0 outside, a ramp of one pixel between them: the outline without stairs."""
-    return np.clip(0.5 - d * np.float32(1 / pixel), 0, 1)
+def coverage(d, pixel):
+    """1 inside, 0 outside, and a ramp of one pixel between them: an outline without stairs."""
+    return np.clip(0.5 - d / pixel, 0, 1)[..., None]
 
 
 def colour(rng, saturation, value):
     """Any hue; saturation and value (as in HSV) from the given ranges."""
     hue, saturation, value = rng.uniform(0, 6), rng.uniform(*saturation), rng.uniform(*value)
-    lack = np.clip(np.abs((hue + np.array([3, 1, 5])) % 6 - 3) - 1, 0, 1)
-    return (value * (1 - saturation * (1 - lack))).astype(np.float32)
+    purity = np.clip(np.abs((hue + np.array([3, 1, 5])) % 6 - 3) - 1, 0, 1)
+    return (value * (1 - saturation * (1 - purity))).astype(np.float32)
 
 
-def paint(canvas, shape, centre, radius, angle, colour, edge=2 / SIDE):
-    """Lay `shape` over the canvas, touching only the square it can reach."""
+def paint(canvas, shape, centre, radius, angle, ink, edge=2 / SIDE):
+    """Lay `shape` over the canvas, touching only the square it can reach. `ink(x, y)` colours it; `edge`, the width
+    of its outline's ramp, is a pixel unless it is to be soft."""
     reach = radius + edge
-    top, left = (max(0, int((c - reach + 1) * SIDE / 2)) for c in centre)
-    bottom, right = (max(0, int((c + reach + 1) * SIDE / 2) + 1) for c in centre)
-    part = np.s_[top:bottom, left:right]
-    y, x = Y[part] - np.float32(centre[0]), X[part] - np.float32(centre[1])
+    rows, columns = (slice(max(0, int((c - reach + 1) * SIDE / 2)), int((c + reach + 1) * SIDE / 2) + 1)
+                     for c in centre)
+    part = canvas[rows, columns]
+    y, x = Y[rows, columns] - float(centre[0]), X[rows, columns] - float(centre[1])
     u, v = turned(x, y, angle)
-    cover = smooth_edge(shape(u / np.float32(radius), v / np.float32(radius)), edge / radius)[..., None]
-    colour = colour(x, y)[..., :] if callable(colour) else colour
-    canvas[part] += cover * (colour - canvas[part])
+    part += coverage(shape(u / radius, v / radius), edge / radius) * (ink(x, y) - part)
 
 
 def draw(shape, texture, rng):
-    """One picture, uint8 SIDE x SIDE x 3. Nothing drawn from `rng` depends on the shape or the texture."""
+    """One picture, uint8 SIDE x SIDE x 3. What is drawn from `rng`, and how often, does not depend on the class."""
     far, near = colour(rng, (0.1, 0.5), (0.45, 0.75)), colour(rng, (0.1, 0.5), (0.45, 0.75))
-    first, second = colour(rng, (0, 0.5), (0.9, 1)), colour(rng, (0.6, 1), (0.1, 0.45))
-    if rng.random() < 0.5:
-        first, second = second, first
+    light, dark = colour(rng, (0, 0.5), (0.9, 1)), colour(rng, (0.6, 1), (0.1, 0.45))
+    # Either may be the ground and either the pattern: else a linear classifier finds the brightness it needs.
+    first, second = (light, dark) if rng.random() < 0.5 else (dark, light)
 
     # Background: a gradient with soft clouds on it.
-    slope = turned(X, Y, rng.uniform(0, 2 * np.pi))[0]
+    slope = turned(X, Y, rng.uniform(0, 2 * math.pi))[0]
     clouds = Image.fromarray(rng.uniform(-0.4, 0.4, (6, 6)).astype(np.float32)).resize((SIDE, SIDE), Image.BICUBIC)
-    blend = np.clip(0.5 + 0.4 * slope + np.asarray(clouds), 0, 1)[..., None]
-    canvas = far + blend * (near - far) * np.float32(0.7)
+    canvas = far + np.clip(0.5 + 0.4 * slope + np.asarray(clouds), 0, 1)[..., None] * 0.7 * (near - far)
 
     # Clutter: small plain shapes of every kind, behind the one that counts.
     kinds = list(SHAPES.values())
     for _ in range(rng.integers(3, 8)):
-        paint(canvas, kinds[rng.integers(len(kinds))], rng.uniform(-1, 1, 2), rng.uniform(0.08, 0.2),
-              rng.uniform(0, 2 * np.pi), colour(rng, (0.2, 0.8), (0.3, 0.9)))
+        kind, centre, radius = kinds[rng.integers(len(kinds))], rng.uniform(-1, 1, 2), rng.uniform(0.08, 0.2)
+        angle, plain = rng.uniform(0, 2 * math.pi), colour(rng, (0.2, 0.8), (0.3, 0.9))
+        paint(canvas, kind, centre, radius, angle, lambda x, y: plain)
 
-    radius, centre = rng.uniform(0.58, 0.78), rng.uniform(-0.2, 0.2, 2)
-    angle, grain = rng.uniform(0, 2 * np.pi, 2)
-    period, share, phase = radius * rng.uniform(0.32, 0.46), rng.uniform(-0.2, 0.2), rng.uniform(0, 1, 2)
+    centre, radius = rng.uniform(-0.2, 0.2, 2), rng.uniform(0.58, 0.78)
+    angle, grain = rng.uniform(0, 2 * math.pi, 2).tolist()
+    period, share = radius * rng.uniform(0.32, 0.46), rng.uniform(-0.2, 0.2)
+    across, along = rng.uniform(0, 1, 2).tolist()
 
-    def weave(x, y):
+    def woven(x, y):
         u, v = turned(x, y, grain)
-        ink = texture(u / np.float32(period) + phase[0].astype(np.float32), v / np.float32(period) + phase[1].astype(np.float32), share)
-        return first + smooth_edge(-ink, 2 * np.pi * 2 / SIDE / period)[..., None] * (second - first)
+        pattern = texture(u / period + across, v / period + along, share)
+        return first + coverage(-pattern, 4 * math.pi / SIDE / period) * (second - first)
 
-    paint(canvas, shape, centre + rng.uniform(-0.06, 0.06, 2), radius, angle, np.float32(0.08), edge=0.12)  # its shadow
-    paint(canvas, shape, centre, radius, angle, weave)
+    shadow = centre + rng.uniform(-0.06, 0.06, 2)
+    paint(canvas, shape, shadow, radius, angle, lambda x, y: np.float32(0.08), edge=0.12)
+    paint(canvas, shape, centre, radius, angle, woven)
 
-    # Light: falling off to one side, then the grain of a sensor.
-    light = 1 + np.float32(rng.uniform(0, 0.3)) * turned(X, Y, rng.uniform(0, 2 * np.pi))[0]
-    canvas *= light[..., None]
-    canvas += rng.standard_normal(canvas.shape, np.float32) * np.float32(rng.uniform(0, 0.04))
+    # Light that falls off to one side, then the noise of a sensor.
+    canvas *= 1 + rng.uniform(0, 0.3) * turned(X, Y, rng.uniform(0, 2 * math.pi))[0][..., None]
+    canvas += rng.uniform(0, 0.04) * rng.standard_normal(canvas.shape, np.float32)
     return (np.clip(canvas, 0, 1) * 255 + 0.5).astype(np.uint8)
 
 
@@ -153,7 +156,7 @@ def make(root, *, train=300, val=50, seed=2012, progress=None):
     """
     root = Path(root)
     if root.exists() and not (root.is_dir() and not any(root.iterdir())):
-        raise FileExistsError(f"{root} already exists: name a new or an empty folder for the pictures")
+        raise UserError(f"{shown(root)} is there already: name a new or an empty folder for the pictures")
     root.parent.mkdir(parents=True, exist_ok=True)
     done, total = 0, (train + val) * len(CLASSES)
     with tempfile.TemporaryDirectory(dir=root.parent, prefix=f".{root.name}.") as beside:
@@ -179,10 +182,13 @@ def default_set(progress=None):
     if not cache:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "minialex")
     root = Path(cache, f"shapes-v{VERSION}")
-    if not root.is_dir():
-        try:
+    try:
+        if not root.is_dir():
             make(root, progress=progress)
-        except OSError:
-            if not root.is_dir():  # else another process was first, and its set is the same
-                raise
+    except (OSError, UserError) as error:
+        if root.is_dir():
+            return root  # another process was first, and its set is the same
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"the built-in pictures cannot be kept in {shown(cache)} ({reason}): "
+                        "set MINIALEX_CACHE to a folder that can be written") from error
     return root

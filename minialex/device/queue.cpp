@@ -77,13 +77,16 @@ static double now() {
 
 static void play(Queue* q, int thread) {
     FlushToZero mode;
-    for (long long phase = 0; phase < q->phases; ++phase) {
-        const long long* start = q->starts + phase * q->threads + thread;
+    // Copies: once all have met after the last phase, the caller may already be setting up the next recording.
+    const Command* commands = q->commands;
+    const long long *start = q->starts + thread, phases = q->phases;
+    double* seconds = q->seconds;
+    for (long long phase = 0; phase < phases; ++phase, start += q->threads) {
         for (long long i = start[0]; i < start[1]; ++i) {
-            const Command& command = q->commands[i];
-            const double before = q->seconds ? now() : 0;
+            const Command& command = commands[i];
+            const double before = seconds ? now() : 0;
             command.run(command.arguments, command.part, command.parts);
-            if (q->seconds) q->seconds[i] += now() - before;
+            if (seconds) seconds[i] += now() - before;
         }
         meet(q);
     }
@@ -124,6 +127,7 @@ extern "C" void queue_close(Queue* q) {
 
 // Thread t runs commands starts[phase * threads + t] up to the next start; seconds (or null) gets each command's time.
 extern "C" void queue_play(Queue* q, const Command* commands, const long long* starts, long long phases, double* seconds) {
+    if (!phases) return;      // without a phase nothing would hold the caller until all threads have read what follows
     q->commands = commands;
     q->starts = starts;
     q->phases = phases;

@@ -1,0 +1,98 @@
+"""Softmax cross-entropy: the three ties, huge logits, NaN; the rank of a label; labels that are no class."""
+
+import numpy as np
+import pytest
+
+from minialex.functional import softmax, softmax_cross_entropy
+from minialex.gradcheck import check_op, compare, to_host
+from minialex.ops.layer import device_of
+from minialex.ops.softmax import label_rank
+
+
+@pytest.mark.parametrize("n, classes", [(1, 1), (5, 1), (1, 2), (3, 31), (7, 33), (2, 48), (3, 257), (1, 1000), (0, 10)])
+def test_three_ties(device, n, classes):
+    assert check_op("softmax_cross_entropy", {"x": (n, classes), "label": (n,)}, device=device, directions=3 if n * classes > 300 else None) == {}
+
+
+@pytest.mark.parametrize("n, classes", [(1, 1), (5, 31), (3, 257), (0, 4)])
+def test_softmax(device, n, classes):
+    x = np.random.default_rng(1).standard_normal((n, classes)) * 4
+    y, truth = to_host(softmax(x, device=device)), np.exp(x) / np.exp(x).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(softmax(x, device="numpy"), truth, rtol=1e-12)
+    assert y.dtype == np.float32
+    np.testing.assert_allclose(y, truth, rtol=1e-5)
+
+
+def test_huge_logits_overflow_nothing(device):
+    x, label = np.array([[1e4, -1e4, 0], [1e4, -1e4, 0], [-1e4, -1e4, -1e4], [3e38, -3e38, 0]], np.float32), np.array([0, 1, 2, 0])
+    for place in ("numpy", device):
+        loss, dx = map(to_host, softmax_cross_entropy(x, label, device=place))
+        np.testing.assert_allclose(loss, [0, 2e4, np.log(3), 0], rtol=1e-3)
+        np.testing.assert_allclose(dx, [[0, 0, 0], [1, -1, 0], [1 / 3, 1 / 3, -2 / 3], [0, 0, 0]], atol=1e-6)
+        np.testing.assert_allclose(to_host(softmax(x, device=place))[:2], [[1, 0, 0]] * 2)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_nan_or_infinite_logit_makes_its_own_rows_loss_nan(device, bad):
+    x, label = np.zeros((3, 40), np.float32), np.array([0, 1, 2])
+    x[1, 37] = bad
+    for place in ("numpy", device):
+        with np.errstate(invalid="ignore"):
+            loss, dx = map(to_host, softmax_cross_entropy(x, label, device=place))
+        np.testing.assert_array_equal(np.isnan(loss), [False, True, False])
+        assert np.isnan(dx[1]).any() and not np.isnan(dx[[0, 2]]).any()
+    x[...] = np.nan
+    assert np.isnan(to_host(softmax_cross_entropy(x, label, device=device)[0])).all()
+
+
+@pytest.mark.parametrize("label, wrong", [([0, 10, 2], 10), ([0, 1, -1], -1), ([2**31, 0, 0], 2**31), ([-2**32, 0, 0], -2**32)])
+def test_a_label_that_is_no_class_is_refused_before_the_launch(device, label, wrong, monkeypatch):
+    monkeypatch.setattr(type(device), "launch", None)
+    with pytest.raises(ValueError, match=f"label: {wrong} is not a class index from 0 to 9"):
+        softmax_cross_entropy(np.zeros((3, 10), np.float32), np.array(label), device=device)
+
+
+def test_mistakes_name_the_argument():
+    x, label = np.zeros((3, 10), np.float32), np.zeros(3, int)
+    for arguments, kind, text in [
+            ((x[0], label), ValueError, r"x: expected 2 dimensions \(N, classes\), got shape \(10,\)"),
+            ((x, label[:, None]), ValueError, r"label: expected 1 dimensions \(N\)"),
+            ((x, label[:2]), ValueError, r"label: expected shape \(3,\), got \(2,\)"),
+            ((x, label.astype(np.float32)), TypeError, "label: expected integers, got float32"),
+            ((x, [0, 1, 2]), TypeError, "label: expected an array, got list"),
+            ((x.astype(int), label), TypeError, "x: expected float32, got int64")]:
+        with pytest.raises(kind, match=text):
+            softmax_cross_entropy(*arguments)
+    with pytest.raises(ValueError, match="x: expected 2 dimensions"):
+        softmax(x[0])
+
+
+@pytest.mark.parametrize("label_type", [np.uint8, np.int16, np.int64, np.uint64])
+def test_labels_of_any_integer_type(device, label_type):
+    x = np.random.default_rng(2).standard_normal((4, 10)).astype(np.float32)
+    loss = to_host(softmax_cross_entropy(x, np.array([1, 9, 0, 4], label_type), device=device)[0])
+    compare("forward", "loss", loss, softmax_cross_entropy(x, np.array([1, 9, 0, 4]), device="numpy")[0])
+
+
+def rank(device, x, label):
+    device = device_of(device)
+    ranks = device.empty((len(x),))
+    device.launch(label_rank, len(x), device.array(np.asarray(x, np.float32)), device.array(np.array(label, np.int32)), ranks, len(x[0]))
+    device.synchronize()
+    return device.to_numpy(ranks).tolist()
+
+
+def test_a_labels_rank(device):
+    """How many classes come before it: larger, or NaN, or equal with a smaller index; a NaN of its own comes last."""
+    nan, inf = np.nan, np.inf
+    x = [[3, 1, 2, 2], [3, 1, 2, 2], [3, 1, 2, 2], [3, 1, 2, 2], [nan, 5, nan, 1], [nan, 5, nan, 1], [nan, 5, 7, 1], [0, 0, 0, 0], [-inf, inf, inf, 0]]
+    label = [0, 1, 2, 3, 1, 3, 0, 3, 2]
+    for place in ("numpy", device):
+        assert rank(place, x, label) == [0, 3, 1, 2, 2, 3, 3, 3, 1]
+
+
+def test_ranks_of_many_classes(device):
+    random = np.random.default_rng(3)
+    x, label = random.integers(0, 9, (50, 1000)).astype(np.float32), random.integers(0, 1000, 50)
+    order = np.argsort(-x, axis=1, kind="stable")
+    assert rank(device, x, label) == (order == label[:, None]).argmax(axis=1).tolist()

@@ -1,0 +1,407 @@
+"""The whole network: against PyTorch's, against its own derivative, on every batch size and workspace, without allocating."""
+
+import tracemalloc
+
+import numpy as np
+import pytest
+
+from minialex.device.cpu import CPU
+from minialex.device.reference import Reference
+from minialex.errors import UserError
+from minialex.gradcheck import check_direction, compare
+from minialex.nets import NETS, Net, build
+from minialex.network import MEAN, SCALE, Network
+from minialex.ops.conv import Conv
+from minialex.ops.dense import Dense
+from minialex.ops.dropout import Dropout
+from minialex.ops.lrn import LRN
+from minialex.ops.pool import MaxPool
+from minialex.ops.relu import ReLU
+from minialex.optim import SGD
+
+CLASSES = 10
+
+
+# In float32 a ReLU or a maximum may fall to the other side than in float64, which moves the gradients of that batch by a
+# percent or so (torch's float32, too). A lost image, mask or term moves them much further.
+NEARLY = 0.05
+
+
+def mini(size=23):
+    """Everything that the four nets have, small, with LRN strong enough for its second term to matter."""
+    return Net("mini", size, 7, {
+        "conv1": Conv(12, 5, stride=2, pad=((1, 2), (0, 1))), "norm1": LRN(5, 0.5, 0.75, 1.5), "pool1": MaxPool(3, 2),
+        "conv2": Conv(16, 3, pad=1, groups=2), "pool2": MaxPool(3, 2, ceil=True), "norm2": LRN(3, 0.3, 0.5, 1.0, "mean"),
+        "drop3": Dropout(0.3), "fc3": Dense(37), "drop4": Dropout(0.4), "fc4": Dense(7, relu=False)})
+
+
+def small(name, size, fewer):
+    """One of the nets with a fraction of its filters and features, and LRN's alpha near 1."""
+    layers = NETS[name][0](CLASSES)
+    for layer in list(layers.values())[:-1]:
+        for width in {"filters", "features"} & set(vars(layer)):
+            setattr(layer, width, getattr(layer, width) // fewer)
+        if isinstance(layer, LRN):
+            layer.alpha = 0.7
+    return Net(name, size, CLASSES, layers)
+
+
+def drawn(net, n, seed=0, side=None):
+    random, side = np.random.default_rng(seed), side or net.size + 3
+    crops = random.integers(0, side - net.size + 1, (n, 3)).astype(np.int32)
+    crops[:, 2] = np.arange(n) % 2
+    return random.integers(0, 256, (n, side, side, 3), np.uint8), random.integers(0, net.classes, n).astype(np.int32), crops
+
+
+def network(net, device, batch, **more):
+    return Network(net, device, batch, side=net.size + 3, **more)
+
+
+def host(network, arrays):
+    return {name: network.device.to_numpy(array).astype(np.float64) for name, array in arrays.items()}
+
+
+def distance(got, truth):
+    """The largest relative distance of an array from its truth, in the L2 norm."""
+    assert got.keys() == truth.keys()
+    return max(np.linalg.norm(got[k] - truth[k]) / np.linalg.norm(truth[k]) for k in truth)
+
+
+def close(got, truth, tolerance):
+    assert got.keys() == truth.keys()
+    for name in truth:
+        compare("network", name, got[name], truth[name], tolerance=tolerance)
+
+
+# ---------------------------------------------------------------- PyTorch
+
+def torch_tensor(torch, name, value):
+    """A parameter as torch has it: OIHW, (O, I)."""
+    value = value.transpose(3, 2, 0, 1) if value.ndim == 4 else value.T if value.ndim == 2 else value
+    return torch.tensor(np.array(value, np.float64, order="C"), requires_grad=True)
+
+
+def from_torch(value):
+    value = value.detach().numpy()
+    return value.transpose(2, 3, 1, 0) if value.ndim == 4 else value.T if value.ndim == 2 else value
+
+
+def torch_logits(torch, net, parameters, images, crops):
+    """The net in PyTorch, float64, without dropout."""
+    T = torch.nn.functional
+    pieces = [image[top:top + net.size, left:left + net.size][:, ::-1 if flip else 1] for image, (top, left, flip) in zip(images, crops)]
+    x = torch.tensor(((np.array(pieces, np.float64) - MEAN) * SCALE).transpose(0, 3, 1, 2).copy())
+    for name, layer in net.layers.items():
+        weight, bias = parameters.get(f"{name}.weight"), parameters.get(f"{name}.bias")
+        if isinstance(layer, Conv):
+            (top, bottom), (left, right) = layer.window.pad
+            x = T.conv2d(T.pad(x, (left, right, top, bottom)), weight, bias, layer.window.stride, groups=layer.groups)
+        elif isinstance(layer, Dense):
+            x = T.linear(x.permute(0, 2, 3, 1).flatten(1) if x.ndim == 4 else x, weight, bias)
+        elif isinstance(layer, MaxPool):
+            x = T.max_pool2d(x, layer.window.size, layer.window.stride, ceil_mode=layer.window.ceil)
+        elif isinstance(layer, LRN):
+            times = layer.size if layer.alpha_mode == "sum" else 1
+            x = T.local_response_norm(x, layer.size, layer.alpha * times, layer.beta, layer.k)
+        if getattr(layer, "relu", False):
+            x = T.relu(x)
+    return x
+
+
+CASES = {"mini": mini, "half": lambda: build("half", CLASSES, 64), "owt": lambda: small("owt", 63, 2), "caffenet": lambda: small("caffenet", 55, 2),
+         "paper": lambda: small("paper", 67, 2), "paper as published": lambda: build("paper", CLASSES, 67)}
+
+
+def torch_gradients(torch, net, truth, images, labels, crops):
+    """loss, {name: gradient}; leaves the gradients in `truth`, torch's parameters."""
+    for value in truth.values():
+        value.grad = None
+    loss = torch.nn.functional.cross_entropy(torch_logits(torch, net, truth, images, crops), torch.tensor(labels, dtype=torch.long))
+    loss.backward()
+    return loss.item(), {k: from_torch(v.grad) for k, v in truth.items()}
+
+
+@pytest.mark.parametrize("name, init", [*((name, "he") for name in CASES if name != "paper as published"), ("paper", "published"),
+                                        ("paper as published", "published")])
+def test_logits_gradients_and_three_steps_equal_pytorchs(device, name, init):
+    """In float64 to rounding; in float32 most batches to rounding, and all nearly."""
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed (pip install 'minialex[torch]'): no net is compared with it")
+    full = name == "paper as published"
+    torch.set_num_threads(1)
+    net, n = CASES[name](), 5
+    for layer in net.layers.values():
+        if isinstance(layer, Dropout):
+            layer.p = 0.0
+    optimizer = SGD(momentum=0.9, weight_decay=0.01, form="torch", bias_lr=2.0, bias_decay=0.0)
+    single, double = (network(net, place, n, optimizer=optimizer, init=init) for place in (device, Reference(np.float64)))
+    first = net.initial(init, 0)
+    truth = {k: torch_tensor(torch, k, v) for k, v in first.items()}
+
+    images, labels, crops = drawn(net, n)
+    logits = torch_logits(torch, net, truth, images, crops)
+    losses = torch.nn.functional.cross_entropy(logits, torch.tensor(labels, dtype=torch.long), reduction="none")
+    for own, tolerance in ((double, 1e-10), (single, 2e-5)):
+        own.evaluate(images, labels, crops)
+        got = own.device.to_numpy(own.arrays[f"activation {list(net.layers)[-1]}"])
+        compare("logits", name, got, logits.detach().numpy(), tolerance=tolerance)
+        compare("loss", name, own.results(n)[0], losses.detach().numpy(), tolerance=tolerance)
+        compare("probabilities", name, own.probabilities(n), torch.softmax(logits, 1).detach().numpy(), tolerance=tolerance)
+        assert own.results(n)[1].tolist() == [int((row > row[label]).sum()) for row, label in zip(logits, labels)]
+
+    distances = []
+    for seed in range(1 if full else 5):
+        batch = drawn(net, n, seed)
+        single.gradient(*batch)
+        distances.append(distance(host(single, single.gradients), torch_gradients(torch, net, truth, *batch)[1]))
+    assert (full or np.median(distances) < 2e-5) and max(distances) < NEARLY, distances
+
+    sgd = torch.optim.SGD([{"params": [v for k, v in truth.items() if k.endswith(part)], "weight_decay": decay, "times": times}
+                           for part, decay, times in (("weight", 0.01, 1.0), ("bias", 0.0, 2.0))], lr=1.0, momentum=0.9)
+    for step, lr in enumerate((0.01, 0.01, 0.004)[:1 if full else 3]):
+        batch = drawn(net, n, step)
+        loss, gradients = torch_gradients(torch, net, truth, *batch)
+        for group in sgd.param_groups:
+            group["lr"] = lr * group["times"]
+        sgd.step()
+        for own, tolerance in ((double, 1e-9), (single, 1e-4)):
+            own.train_step(*batch, step, lr)
+            assert own.results(n)[0].mean() == pytest.approx(loss, rel=tolerance)
+        assert distance(host(double, double.gradients), gradients) < 1e-9
+    for own, gradual, tolerance in ((double, 1e-9, 1e-10), (single, NEARLY, 1e-4)):
+        assert distance(host(own, own.velocity), {k: from_torch(sgd.state[v]["momentum_buffer"]) for k, v in truth.items()}) < gradual
+        close(host(own, own.parameters), {k: from_torch(v) for k, v in truth.items()}, tolerance)
+
+
+# ---------------------------------------------------------------- float64 references
+
+@pytest.mark.parametrize("form", ["2012", "torch"])
+@pytest.mark.parametrize("case", ["mini", "paper"])
+def test_the_numpy_device_trains_alike_dropout_included(device, case, form):
+    net, n = CASES[case]() if case == "mini" else small("paper", 67, 8), 9
+    pair = [network(net, place, n, optimizer=SGD(form=form), seed=3) for place in (device, Reference(np.float64))]
+    for step, lr in enumerate((0.02, 0.02, 0.005)):
+        for own in pair:
+            own.train_step(*drawn(net, n, seed=step), step, lr)
+        compare("loss", "loss", pair[0].results(n)[0], pair[1].results(n)[0], tolerance=1e-3)
+        assert distance(*(host(own, own.gradients) for own in pair)) < NEARLY
+    close(*(host(own, own.parameters) for own in pair), 1e-3)
+    assert distance(*(host(own, own.velocity) for own in pair)) < NEARLY
+
+
+@pytest.mark.parametrize("net, n", [(small("paper", 67, 8), 3), (mini(), 5), (build("half", CLASSES, 64), 2)], ids=lambda v: getattr(v, "name", ""))
+def test_directional_derivative_of_the_whole_network(net, n):
+    own = network(net, Reference(np.float64), n)
+    batch, values = drawn(net, n), {k: v.astype(np.float64) for k, v in own.net.initial("he", 0).items()}
+
+    def loss(parameters):
+        own.load_parameters(parameters)
+        own.gradient(*batch, step=5)
+        return float(own.results(n)[0].mean())
+
+    loss(values)
+    gradients = host(own, own.gradients)
+    assert all(np.abs(g).max() > 0 for g in gradients.values())
+    # A short step: at a longer one some of the thousands of ReLUs and maxima would be crossed.
+    assert check_direction(loss, values, gradients, directions=2, step=1e-7) == {}
+    worse = {**gradients, "conv2.weight": gradients["conv2.weight"] * 1.01}
+    with pytest.raises(AssertionError, match="derivative: worst at direction"):
+        check_direction(loss, values, worse, directions=2, step=1e-7)
+
+
+# ---------------------------------------------------------------- shares, chunks, workspaces
+
+@pytest.fixture(scope="module")
+def truths():
+    """{n: (losses, gradients)} of the mini net's first n images, in float64."""
+    net, found = mini(), {}
+    own = network(net, Reference(np.float64), 13)
+    for n in (1, 3, 7, 8, 9, 13):
+        own.gradient(*(a[:n] for a in drawn(net, 13)), step=2)
+        found[n] = own.results(n)[0], host(own, own.gradients)
+    return found
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("batch", [1, 3, 7, 8, 9, 13])
+def test_any_batch_on_any_number_of_cores(truths, batch, threads):
+    """Shares, chunks and a batch smaller than the one laid out change rounding only; dropout counts in the whole batch."""
+    net = mini()
+    own = network(net, CPU(threads), batch)
+    assert own.layout.shares == max(1, min(threads, batch // 4)) and own.layout.chunk <= 4
+    distances = []
+    for n in sorted(set(truths) & set(range(batch + 1)), reverse=True):
+        own.gradient(*(a[:n] for a in drawn(net, 13)), step=2)
+        compare("loss", f"{n} of {batch}", own.results(n)[0], truths[n][0])
+        distances.append(distance(host(own, own.gradients), truths[n][1]))
+    assert np.median(distances) < 2e-5 and max(distances) < NEARLY, distances
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_smaller_workspace_changes_rounding_only(truths, threads):
+    net, device = mini(), CPU(threads)
+    least = max(net.layers[k].workspace(net.inputs[k]) for k in ("conv1", "conv2")) * 4 * min(threads, 3) / 2**20
+    sizes = []
+    for megabytes in (None, 2.5 * least, 1.0001 * least):
+        own = network(net, device, 13, workspace_mb=megabytes)
+        own.gradient(*drawn(net, 13), step=2)
+        compare("loss", str(megabytes), own.results(13)[0], truths[13][0])
+        assert distance(host(own, own.gradients), truths[13][1]) < NEARLY
+        sizes.append(own.layout.bytes("workspace columns"))
+    assert sizes[0] > sizes[1] > sizes[2] and sizes[2] <= 1.0001 * least * 2**20
+    with pytest.raises(UserError, match=rf"--workspace-mb {0.999 * least:g}: conv\d needs {least:.1f} MB for one image in each of {threads} shares"):
+        network(net, device, 13, workspace_mb=0.999 * least)
+
+
+@pytest.mark.parametrize("n", [1, 5, 13])
+def test_evaluation_only(device, n):
+    """Without room for gradients: the same losses, ranks and probabilities, less memory, and no training."""
+    net = mini()
+    both = [network(net, device, 13, training=training) for training in (True, False)]
+    batch = [a[:n] for a in drawn(net, 13)]
+    for own in both:
+        own.evaluate(*batch)
+    for full, lean in zip((*both[0].results(n), both[0].probabilities(n)), (*both[1].results(n), both[1].probabilities(n))):
+        np.testing.assert_array_equal(full, lean)
+    assert both[1].layout.bytes() < both[0].layout.bytes() and not both[1].gradients and not both[1].velocity
+    with pytest.raises(RuntimeError, match="evaluation only"):
+        both[1].train_step(*batch, 0, 0.1)
+    np.testing.assert_allclose(both[1].probabilities(n).sum(axis=1), 1, rtol=1e-5)
+
+
+def test_evaluation_changes_nothing_and_has_no_dropout(device):
+    net = mini()
+    own = network(net, device, 8)
+    before = host(own, own.parameters)
+    own.evaluate(*drawn(net, 8))
+    first = own.results(8)[0]
+    own.gradient(*drawn(net, 8), step=1)
+    assert np.abs(own.results(8)[0] - first).max() > 1e-4      # dropout
+    own.evaluate(*drawn(net, 8))
+    np.testing.assert_array_equal(own.results(8)[0], first)
+    close(host(own, own.parameters), before, 0)
+
+
+# ---------------------------------------------------------------- steadiness
+
+def test_a_steady_step_allocates_nothing(cpu):
+    net = mini()
+    own = network(net, cpu, 13)
+    batches = [[a[:n] for a in drawn(net, 13)] for n in (13, 9)]
+    for step in range(2):
+        for batch in batches:
+            own.train_step(*batch, step, 0.01)
+    before = {name: (id(a), a.ctypes.data) for name, a in own.arrays.items()}
+    tracemalloc.start()
+    for step in range(20):
+        own.train_step(*batches[step % 2], step, 0.01)
+    left, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 64 * 1024 and left < 16 * 1024
+    assert {name: (id(a), a.ctypes.data) for name, a in own.arrays.items()} == before and len(own.tapes) == 2
+
+
+def test_two_equal_runs_are_bit_identical(device):
+    def run():
+        net = mini()
+        own = network(net, device, 9, seed=2**40)
+        for step, n in enumerate((9, 9, 4)):
+            own.train_step(*(a[:n] for a in drawn(net, 9, seed=step)), step, 0.01)
+        own.evaluate(*drawn(net, 9))
+        return {name: device.to_numpy(a).tobytes() for name, a in own.arrays.items() if not name.startswith("workspace")}
+
+    first, second = run(), run()
+    assert first.keys() == second.keys() and not [name for name in first if first[name] != second[name]]
+
+
+def test_the_same_step_after_loading_parameters_and_velocity(device):
+    """What a checkpoint relies on: (parameters, velocity, step) decide the next step."""
+    net = mini()
+    one, two = (network(net, device, 9) for _ in range(2))
+    for step in range(2):
+        one.train_step(*drawn(net, 9, seed=step), step, 0.01)
+    for into, values in ((two.parameters, one.parameters), (two.velocity, one.velocity)):
+        two.load_parameters({k: device.to_numpy(v) for k, v in values.items()}, into)
+    for own in (one, two):
+        own.train_step(*drawn(net, 9, seed=2), 2, 0.02)
+    close(host(two, two.parameters), host(one, one.parameters), 0)
+
+
+# ---------------------------------------------------------------- other nets
+
+def test_nets_of_other_shapes_agree_with_the_reference(device):
+    """A net that starts with a pool, has dropout between convolutions, a ReLU of its own before the dense layers, or no
+    convolution at all."""
+    nets = [
+        {"pool0": MaxPool(2), "conv1": Conv(5, 3, relu=False), "relu1": ReLU(), "fc": Dense(7, relu=False)},
+        {"norm0": LRN(3, 0.5), "pool0": MaxPool(2), "relu0": ReLU(), "conv1": Conv(5, 3), "fc": Dense(7, relu=False)},
+        {"conv1": Conv(6, 3, stride=2), "drop1": Dropout(0.3), "conv2": Conv(8, 3, pad=1, groups=2), "pool2": MaxPool(2), "fc": Dense(7, relu=False)},
+        {"fc1": Dense(20), "relu": ReLU(), "fc2": Dense(7, relu=False)},
+    ]
+    for layers in nets:
+        net = Net("other", 14, 7, layers)
+        for training in (True, False):
+            pair = [network(net, place, 13, training=training) for place in (device, Reference(np.float64))]
+            for n in (13, 5):
+                batch = [a[:n] for a in drawn(net, 13)]
+                for own in pair:
+                    own.gradient(*batch, step=1) if training else own.evaluate(*batch)
+                compare("loss", "loss", pair[0].results(n)[0], pair[1].results(n)[0])
+                assert not training or distance(*(host(own, own.gradients) for own in pair)) < NEARLY
+
+
+# ---------------------------------------------------------------- numbers and sentences
+
+@pytest.mark.parametrize("name, classes, parameters, giga", [
+    ("paper", None, 60_965_224, 0.724), ("caffenet", None, 60_965_224, 0.724), ("owt", None, 61_100_840, 0.714), ("half", 10, 14_601_930, 0.309)])
+def test_published_numbers(name, classes, parameters, giga):
+    net = build(name, classes)
+    assert sum(int(np.prod(shape)) for shape in net.parameters().values()) == parameters
+    assert round(net.macs() / 1e9, 3) == giga
+    assert net.outputs["pool5"][:2] == (6, 6)
+
+
+def test_published_initial_values():
+    net = small("paper", 67, 8)
+    values = net.initial("published", 1)
+    assert {k: float(v[0]) for k, v in values.items() if k.endswith("bias")} == {
+        "conv1.bias": 0, "conv2.bias": 1, "conv3.bias": 0, "conv4.bias": 1, "conv5.bias": 1, "fc6.bias": 1, "fc7.bias": 1, "fc8.bias": 0}
+    assert values["conv3.weight"].std() == pytest.approx(0.01, rel=0.05)
+    he = net.initial("he", 1)
+    assert he["conv3.weight"].std() == pytest.approx(np.sqrt(2 / net.layers["conv3"].fan_in(net.inputs["conv3"])), rel=0.05)
+    assert not any(v.any() for k, v in he.items() if k.endswith("bias")) and (he["fc6.weight"] != net.initial("he", 2)["fc6.weight"]).all()
+    with pytest.raises(UserError, match="unknown init 'xavier': choose he or published"):
+        net.initial("xavier", 0)
+
+
+@pytest.mark.parametrize("name, size, layer", [("paper", 66, "pool5"), ("paper", 10, "conv1"), ("paper", 13, "pool1"), ("half", 63, "pool5"),
+                                               ("owt", 62, "pool5"), ("caffenet", 40, "pool5")])
+def test_an_input_too_small_names_the_layer(name, size, layer):
+    with pytest.raises(UserError, match=rf"^{name} at {size}x{size}: {layer} runs out of pixels \(.* does not fit .*\); use a larger --size"):
+        build(name, CLASSES, size)
+    with pytest.raises(UserError, match="unknown net 'alexnet': choose one of paper, caffenet, owt, half"):
+        build("alexnet")
+
+
+def test_wrong_batches_name_the_argument(cpu):
+    net = mini()
+    own = network(net, cpu, 4)
+    images, labels, crops = drawn(net, 4)
+    for batch, text in [
+            ((images[:0], labels[:0], crops[:0]), "images: expected 1 to 4, got 0"), (drawn(net, 5), "images: expected 1 to 4, got 5"),
+            ((images, labels + 7, crops), "label: .* is not a class index from 0 to 6"), ((images, labels, crops + 4), "crops: .* from 0 to 3"),
+            ((images, labels[:1], crops), r"labels: expected shape \(4,\), got \(1,\)"),
+            ((images[..., :1], labels, crops), r"images: expected shape \(4, 26, 26, 3\), got \(4, 26, 26, 1\)"),
+            ((images, labels, crops[:1]), r"crops: expected shape \(4, 3\), got \(1, 3\)"),
+            ((images / np.float32(255), labels, crops), "images: expected uint8, got float32"),
+            ((images, labels + 0.5, crops), "label")]:
+        with pytest.raises((ValueError, TypeError), match=text):
+            own.train_step(*batch, 0, 0.1)
+    with pytest.raises(UserError, match="--batch 0: a batch has at least one image"):
+        network(net, cpu, 0)
+    with pytest.raises(ValueError, match="side: pictures of 20 pixels cannot be cropped to 23"):
+        Network(net, cpu, 4, side=20)
+    values = net.initial("he", 0)
+    with pytest.raises(UserError, match=r"conv1.weight: expected shape \(5, 5, 3, 12\), got \(5, 5, 3, 11\)"):
+        own.load_parameters({**values, "conv1.weight": values["conv1.weight"][..., :11]})
+    with pytest.raises(UserError, match="fc4.bias is missing"):
+        own.load_parameters({k: v for k, v in values.items() if k != "fc4.bias"})
