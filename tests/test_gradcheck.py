@@ -217,8 +217,9 @@ def test_a_kink_is_skipped_only_by_name(monkeypatch, cpu):
 
 def test_a_kink_without_a_name_fails_even_where_the_mean_of_both_sides_is_the_gradient():
     point, zero = {"x": np.zeros(1)}, {"x": np.zeros(1)}
-    with pytest.raises(GradientError, match=r"x\[0\]: numeric -?1, backward 0"):
-        check(lambda v: float(np.abs(v["x"]).sum()), point, zero)
+    for checked in (check, check_direction):
+        with pytest.raises(GradientError, match=r"\[0\]: numeric \S+, backward 0 "):
+            checked(lambda v: float(np.abs(v["x"]).sum()), point, zero)
     assert check(lambda v: float(np.abs(v["x"]).sum()), point, zero, kink="corner") == {"corner": 1}
 
 

@@ -18,6 +18,7 @@ from minialex.ops.lrn import LRN
 from minialex.ops.pool import MaxPool
 from minialex.ops.relu import ReLU
 from minialex.optim import SGD
+from minialex.philox import philox
 
 CLASSES = 10
 
@@ -268,6 +269,19 @@ def test_evaluation_only(device, n):
     np.testing.assert_allclose(both[1].probabilities(n).sum(axis=1), 1, rtol=1e-5)
 
 
+def test_dropout_is_numbered_by_layer_and_counted_in_the_whole_batch(device):
+    net = mini()
+    own = network(net, device, 9, seed=2**50 + 1)
+    own.gradient(*drawn(net, 9), step=6)
+    masks = []
+    for activation, name, p in (("norm2", "drop3", 0.3), ("fc3", "drop4", 0.4)):
+        values = device.to_numpy(own.arrays[f"activation {activation}"]).ravel()
+        words = philox(2**50 + 1, np.arange(-(-values.size // 4)), 0, list(net.layers).index(name), 6).ravel()[:values.size]
+        masks.append(words < int(p * 2**32))
+        assert not values[masks[-1]].any() and (values[~masks[-1]] > 0).mean() > 0.3
+    assert (masks[0][:300] != masks[1][:300]).any()
+
+
 def test_evaluation_changes_nothing_and_has_no_dropout(device):
     net = mini()
     own = network(net, device, 8)
@@ -334,7 +348,7 @@ def test_nets_of_other_shapes_agree_with_the_reference(device):
     nets = [
         {"pool0": MaxPool(2), "conv1": Conv(5, 3, relu=False), "relu1": ReLU(), "fc": Dense(7, relu=False)},
         {"norm0": LRN(3, 0.5), "pool0": MaxPool(2), "relu0": ReLU(), "conv1": Conv(5, 3), "fc": Dense(7, relu=False)},
-        {"conv1": Conv(6, 3, stride=2), "drop1": Dropout(0.3), "conv2": Conv(8, 3, pad=1, groups=2), "pool2": MaxPool(2), "fc": Dense(7, relu=False)},
+        {"conv1": Conv(24, 3, stride=4), "drop1": Dropout(0.3), "conv2": Conv(8, 3, pad=1, groups=2), "pool2": MaxPool(2), "fc": Dense(7, relu=False)},
         {"fc1": Dense(20), "relu": ReLU(), "fc2": Dense(7, relu=False)},
     ]
     for layers in nets:
