@@ -1,0 +1,54 @@
+"""Compiles kernels with NVRTC as CuPy does, without a driver, and reads what ptxas says of each kernel."""
+
+import ctypes
+import importlib.util
+import re
+from pathlib import Path
+
+from minialex.device.kernel import source_text
+
+# What CuPy 14 adds to a RawModule's own options (cupy/cuda/compiler.py: _compile_with_cache_cuda, _compile).
+CUPY_OPTIONS = ["-ftz=true", "--device-as-default-execution-space"]
+ARCHITECTURES = [75, 80, 86, 89, 90, 100, 120]
+
+
+def find_nvrtc():
+    """NVRTC of the nvidia-cuda-nvrtc wheel (CuPy's [ctk] extra brings it); None where it is not installed."""
+    spec = importlib.util.find_spec("nvidia")
+    found = [file for place in (spec.submodule_search_locations if spec else []) for file in Path(place).glob("*/lib/libnvrtc.so.*")]
+    return ctypes.CDLL(str(found[0])) if found else None
+
+
+def compile_file(nvrtc, file, architecture):
+    """{kernel: {"registers", "stack", "spill_stores", "spill_loads", "shared"}} of a .cu file for sm_`architecture`."""
+    program = ctypes.c_void_p()
+    text = source_text(file).encode()
+    check(nvrtc, nvrtc.nvrtcCreateProgram(ctypes.byref(program), text, Path(file).name.encode(), 0, None, None))
+    options = [option.encode() for option in (f"-arch=sm_{architecture}", *CUPY_OPTIONS, "--ptxas-options=-v")]
+    failed = nvrtc.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*options))
+    size = ctypes.c_size_t()
+    check(nvrtc, nvrtc.nvrtcGetProgramLogSize(program, ctypes.byref(size)))
+    log = ctypes.create_string_buffer(size.value)
+    check(nvrtc, nvrtc.nvrtcGetProgramLog(program, log))
+    if failed:
+        raise RuntimeError(f"{Path(file).name} for sm_{architecture}:\n{log.value.decode()}")
+    check(nvrtc, nvrtc.nvrtcGetCUBINSize(program, ctypes.byref(size)))
+    assert size.value > 0, "NVRTC gave no cubin"
+    check(nvrtc, nvrtc.nvrtcDestroyProgram(ctypes.byref(program)))
+    return read_log(log.value.decode())
+
+
+def read_log(log):
+    found = {}
+    for name, body in re.findall(r"Compiling entry function '(\w+)'(.*?)(?=Compiling entry|\Z)", log, re.S):
+        stack, stores, loads = map(int, re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", body).groups())
+        shared = re.search(r"(\d+) bytes smem", body)
+        found[name] = {"registers": int(re.search(r"Used (\d+) registers", body)[1]), "stack": stack, "spill_stores": stores,
+                       "spill_loads": loads, "shared": int(shared[1]) if shared else 0}
+    return found
+
+
+def check(nvrtc, code):
+    if code:
+        nvrtc.nvrtcGetErrorString.restype = ctypes.c_char_p
+        raise RuntimeError(nvrtc.nvrtcGetErrorString(code).decode())
