@@ -99,7 +99,8 @@ template <class T, int N> DEVICE vector<T, N> load(const T* p, Lane<N> c) {
 template <class V, int N> DEVICE void store(float* p, Lane<N> c, V v) { __builtin_memcpy(p + c.i, &v, sizeof v); }
 template <int N> DEVICE vector<int, N> load_int(const unsigned char* p, Lane<N> c) {
     if constexpr (N == 1) return p[c.i];
-    else return __builtin_convertvector(load(p, c), vector<int, N>);
+    // By way of shorts: g++ 12 takes a step of four widths apart, byte by byte.
+    else return __builtin_convertvector(__builtin_convertvector(load(p, c), vector<short, N>), vector<int, N>);
 }
 template <class V, int N> DEVICE void store(unsigned char* p, Lane<N> c, V v) {
     if constexpr (N == 1) p[c.i] = (unsigned char)v;
