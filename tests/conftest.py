@@ -1,21 +1,27 @@
-"""The devices that the suite runs on: cpu always, cuda where there is a GPU (skipped aloud otherwise)."""
+"""The devices that the suite runs on: cpu, the CUDA branch executed thread by thread, and cuda where there is a GPU."""
 
 import os
+import platform
 from pathlib import Path
 
 import pytest
 
 from minialex.device import cuda
+from simt.device import SIMT
 
 
 def pytest_report_header(config):
     return f"cuda: {cuda.why_not() or 'a working GPU'}"
 
 
-@pytest.fixture(scope="session", params=["cpu", "cuda"])
+@pytest.fixture(scope="session", params=["cpu", "simt", "cuda"])
 def device(request):
     """A device to hold against the numpy references."""
     from minialex.ops.layer import device_of
+    if request.param == "simt":
+        if platform.machine() not in ("x86_64", "AMD64"):
+            pytest.skip("the executor of the CUDA branch switches stacks in x86-64 assembly")
+        return SIMT()
     if request.param == "cuda" and cuda.why_not():
         pytest.skip(f"no cuda here: {cuda.why_not()}")
     return device_of(request.param)

@@ -1,57 +1,57 @@
-"""One more device for the suite: the CUDA branch of every kernel, executed thread by thread on the CPU."""
+"""A device that runs the CUDA branch of the kernels on the CPU, thread by thread (see simt.h)."""
 
 import ctypes
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from minialex.device.base import Device
-from minialex.device.cpu import CPU, FLAGS, Tape
+from minialex.device.cpu import CPU, FLAGS
+from minialex.device.cuda import LARGEST_GRID
 
-# Warps of a block share no barrier, so they run one after another.
+SHIM = Path(__file__).parent / "simt.h"
+# Little is optimised, so that a call in the source stays one call, by which lanes that wait can be told apart.
+SIMT_FLAGS = ["-std=c++17", "-O1", "-fno-thread-jumps", *(flag for flag in FLAGS if flag in (
+    "-march=native", "-fno-math-errno", "-fno-exceptions", "-fPIC", "-shared", "-pthread"))]
 TRAMPOLINE = """
-extern "C" const char* run_{name}(const Slot* s, long long blocks, long long setting) {{
-    return simt::launch((int)blocks, (int)(setting >> 8), (int)(setting & 255), [&] {{ {name}({arguments}); }});
+extern "C" const char* run_{name}(const Slot* slots, long long order, long long largest_grid) {{
+    return simt::launch("{name}", [](const void* values) {{
+        const Slot* s = (const Slot*)values;
+        {name}({arguments});
+    }}, slots, slots[0].l, order, largest_grid);
 }}
 """
-ORDERS = {"ascending": 0, "descending": 1, "permuted": 2}
+ORDERS = {"ascending": 0, "descending": 1, "permuted": 2}      # of the lanes; any larger number is another permutation
+
+
+class SimtError(RuntimeError):
+    """A lane did not come where others waited for it."""
 
 
 class SIMT(CPU):
-    """Launches as minialex/device/cuda.py does: blocks of `threads`, a warp per row. gemm is OpenBLAS's."""
+    """Launches a grid as minialex/device/cuda.py does, its lanes in the given order. New arrays are full of NaN."""
 
     name = "simt"
-    trampoline = TRAMPOLINE
-    flags = [flag for flag in FLAGS if flag not in ("-march=native", "-fassociative-math")] + [
-        "-ffp-contract=off"]
-
-    def __init__(self, order="permuted", threads=128, blocks=None, flags=()):
-        self.flags = [*self.flags, *flags]
-        self.prelude = (Path(__file__).parent / "simt.h").read_text() + "\n"
-        self.order, self.block, self.most = ORDERS[order], threads, blocks
-        super().__init__(threads=1)
-
+    flags, trampoline = SIMT_FLAGS, TRAMPOLINE
     record, parallel = Device.record, Device.parallel
 
-    def submit(self, command):
-        run, slots, _, name = command
-        if name == "gemm":
-            product = Tape(self)
-            product.add(command)
-            return Device.submit(self, product.play)
-        blocks = max(1, -(-int(slots[0]) // (self.block // 32)))
-        blocks = min(blocks, self.most or blocks)
-        function = ctypes.CFUNCTYPE(ctypes.c_char_p, ctypes.c_void_p, ctypes.c_longlong, ctypes.c_longlong)(run)
-
-        def call():
-            assert command      # its arrays must outlive the recording
-            problem = function(slots.ctypes.data, blocks, self.block << 8 | self.order)
-            if problem:
-                raise RuntimeError(f"{name}: {problem.decode()}")
-        Device.submit(self, call)
+    def __init__(self, order="ascending", largest_grid=LARGEST_GRID):
+        self.prelude = SHIM.read_text()
+        super().__init__(threads=1)
+        self.order, self.largest_grid = ORDERS[order], largest_grid
 
     def empty(self, shape, dtype=None):
-        """Poisoned: a write that is missing shows as NaN, or as 0xff."""
         array = super().empty(shape, dtype)
-        array.reshape(-1).view(np.uint8)[...] = 0xff
+        array.reshape(-1).view(np.uint8).fill(0xFF)      # a NaN, so that a missing write shows
         return array
+
+    def submit(self, command):
+        Device.submit(self, partial(self.run, *command))
+
+    def run(self, function, slots, keep, name):
+        kind = ctypes.CFUNCTYPE(ctypes.c_char_p, ctypes.c_void_p, ctypes.c_longlong, ctypes.c_longlong)
+        if name == "gemm":
+            ctypes.CFUNCTYPE(None, *kind._argtypes_)(function)(slots.ctypes.data, 0, 1)
+        elif problem := kind(function)(slots.ctypes.data, self.order, self.largest_grid):
+            raise SimtError(problem.decode())

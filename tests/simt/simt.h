@@ -1,60 +1,68 @@
-// Runs the CUDA branch of a kernel on a CPU, thread by thread (c++ -include simt.h). Every CUDA thread is a fiber: it runs
-// undisturbed to a warp collective, then the next lane runs, in the order that the launch names. A result that changes
-// with the order is a race; a lane that does not come to a collective is an error, not a hang. Shared memory is poisoned
-// before each block. It shows nothing about a GPU's speed, its approximate arithmetic, or the order of blocks.
-#pragma once
+// Runs the CUDA branch of a kernel on a CPU, thread by thread: this text goes in front of a .cu file for the C++ compiler.
+//
+// Every CUDA thread is a fiber. It runs undisturbed up to a warp collective or barrier; then the next one runs, in the
+// order that the launch asks for. A result that changes with that order is a race. A lane that does not come where
+// others wait for it is an error that names the kernel, never a hang. Shared memory is poisoned before each block.
+// Of a GPU's speed, approximate arithmetic and memory ordering this shows nothing.
 #include <math.h>
+#include <pthread.h>
+#include <stdarg.h>
+#include <stdint.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <xmmintrin.h>
+#if defined(__x86_64__) && !defined(SIMT_UCONTEXT)
+#define SIMT_SWITCH
+#else
+#include <ucontext.h>
+#endif
 #ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
+#define ASAN(...) __VA_ARGS__
+#else
+#define ASAN(...)
 #endif
 
-#define __CUDACC__      // after the system's headers
+#define __CUDACC__ 1       // only now: the system's headers look at it
 #define __global__
 #define __device__
 #define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
 #define __shared__ static __attribute__((section("simt_shared")))
-#define __syncwarp() simt::meet()
-#define __shfl_xor_sync(mask, value, lane) simt::exchange(mask, value, lane)
 
 struct dim3 { unsigned x, y, z; };
 static dim3 threadIdx, blockIdx, blockDim, gridDim;
 
-// The linker's names for the ends of the shared section; absent where no kernel has shared memory.
+// Where the linker put that section; null without shared memory.
 extern "C" char __start_simt_shared[] __attribute__((weak, visibility("hidden")));
 extern "C" char __stop_simt_shared[] __attribute__((weak, visibility("hidden")));
 
 namespace simt {
 
-constexpr int WARP = 32;
-constexpr size_t STACK = 64 << 10, GUARD = 4 << 10;
+constexpr int WARP = 32, ROWS_PER_BLOCK = 4, THREADS = WARP * ROWS_PER_BLOCK;
+constexpr size_t STACK = 64 << 10, GUARD = 64 << 10;      // GUARD: the largest page in use
 
-enum State { ready, waiting, returned };
-struct Fiber {
+// ---- Fibers: a stack each, and a switch between them ----
+
+struct Context {
+#ifdef SIMT_SWITCH
     void* stack_pointer;
-    char* stack;
+#else
+    ucontext_t registers;
+#endif
+    const void* stack;
+    size_t size;
     void* fake_stack;      // AddressSanitizer's
-    State state;
-    float offered;         // to a shuffle
 };
 
-static Fiber fibers[WARP], scheduler;
-static int lane;                  // that runs now
-static const char* problem;       // the first one of a launch
-static void (*body)(void*);
-static void* argument;
-
-// Pushes the registers that a function must preserve, exchanges the stacks, pops the other fiber's.
+#ifdef SIMT_SWITCH
+// Pushes the registers that a function must preserve, changes the stack, and pops those of the fiber found there.
 extern "C" void simt_switch(void** save, void* load) __attribute__((visibility("hidden")));
 asm(R"(
     .text
-    .hidden simt_switch
     .globl simt_switch
+    .hidden simt_switch
     .type simt_switch, @function
 simt_switch:
     pushq %rbp; pushq %rbx; pushq %r12; pushq %r13; pushq %r14; pushq %r15
@@ -64,111 +72,204 @@ simt_switch:
     ret
     .size simt_switch, .-simt_switch
 )");
-
-static void change(Fiber& from, Fiber& to) {
-#ifdef __SANITIZE_ADDRESS__
-    static const void* bottom = nullptr;
-    static size_t size = 0;
-    const bool home = &to == &scheduler;
-    __sanitizer_start_switch_fiber(from.state == returned && home ? nullptr : &from.fake_stack, home ? bottom : to.stack, home ? size : STACK);
 #endif
+
+static void switch_fiber(Context& from, Context& to) {
+    ASAN(__sanitizer_start_switch_fiber(&from.fake_stack, to.stack, to.size);)
+#ifdef SIMT_SWITCH
     simt_switch(&from.stack_pointer, to.stack_pointer);
-#ifdef __SANITIZE_ADDRESS__
-    const void* left;
-    size_t room;
-    __sanitizer_finish_switch_fiber(from.fake_stack, &left, &room);
-    if (&from != &scheduler && !size) bottom = left, size = room;
+#else
+    swapcontext(&from.registers, &to.registers);
 #endif
+    ASAN(__sanitizer_finish_switch_fiber(from.fake_stack, nullptr, nullptr);)
 }
 
-static void thread() {
-#ifdef __SANITIZE_ADDRESS__
-    const void* bottom;
-    size_t size;
-    __sanitizer_finish_switch_fiber(nullptr, &bottom, &size);
-#endif
-    body(argument);
-    fibers[lane].state = returned;
-    change(fibers[lane], scheduler);
-}
-
-static void start(Fiber& fiber) {
-    if (!fiber.stack) {
-        char* memory = (char*)mmap(nullptr, STACK + GUARD, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-        mprotect(memory, GUARD, PROT_NONE);
-        fiber.stack = memory + GUARD;
-    }
-    fiber.state = ready;
-    fiber.fake_stack = nullptr;
-    void** top = (void**)(fiber.stack + STACK);
-    memset(top - 8, 0, 8 * sizeof *top);      // six registers, the entry, and a return address that is never used
-    top[-2] = (void*)thread;
+static void start_at(Context& fiber, void (*entry)()) {
+    ASAN(__asan_unpoison_memory_region(fiber.stack, fiber.size);)      // frames of an abandoned launch
+#ifdef SIMT_SWITCH
+    void** top = (void**)((char*)fiber.stack + fiber.size);
+    memset(top - 8, 0, 8 * sizeof *top);       // six registers, the entry, and a return address that nothing uses
+    top[-2] = (void*)entry;
     fiber.stack_pointer = top - 8;
+#else
+    getcontext(&fiber.registers);
+    fiber.registers.uc_stack.ss_sp = (void*)fiber.stack;
+    fiber.registers.uc_stack.ss_size = fiber.size;
+    makecontext(&fiber.registers, entry, 0);
+#endif
 }
 
-// Until all 32 lanes of the warp have come here.
-static void meet() {
-    fibers[lane].state = waiting;
-    change(fibers[lane], scheduler);
+// ---- The threads of a block ----
+
+enum State { READY, WAITING, RETURNED };
+struct Thread {
+    Context context;
+    State state;
+    // What it waits at: a call (its return address tells two calls apart), and the lanes it must meet there.
+    const char* call;
+    const void* site;
+    int first, count;
+    unsigned mask, source;      // source: the lane whose value it asks for
+    uint64_t value, result;
+};
+
+static Thread thread[THREADS];
+static Context scheduler;
+static int current;
+static const char* kernel;
+static void (*body)(const void*);
+static const void* arguments;
+static char error[400];
+static pthread_mutex_t one_launch = PTHREAD_MUTEX_INITIALIZER;
+
+static void fail(int t, const char* format, ...) {
+    va_list values;
+    va_start(values, format);
+    const int length = snprintf(error, sizeof error, "%s: block %u, warp %d: lane %d ", kernel, blockIdx.x, t / WARP, t % WARP);
+    vsnprintf(error + length, sizeof error - length, format, values);
+    va_end(values);
 }
 
-static float exchange(unsigned mask, float value, int with) {
-    if (mask != 0xffffffffu && !problem) problem = "a shuffle whose mask is not the whole warp";
-    fibers[lane].offered = value;
-    meet();
-    const float taken = fibers[lane ^ with].offered;
-    meet();
-    return taken;
+static bool same_place(const Thread& a, const Thread& b) {
+    return a.state == WAITING && b.state == WAITING && a.site == b.site && a.mask == b.mask;
 }
 
-// order: 0 ascending, 1 descending, else a permutation that changes with every turn.
-static int pick(int turn, int order, unsigned seed) {
-    if (order == 0) return turn;
-    if (order == 1) return WARP - 1 - turn;
-    return (int)((turn * (2 * (seed % 16) + 1) + seed / 16) % WARP);      // an odd factor permutes 32 lanes
+// The first thread that `t` still waits for; -1 when all are there.
+static int missing(int t) {
+    for (int other = thread[t].first; other < thread[t].first + thread[t].count; ++other)
+        if (thread[t].mask >> (other % WARP) & 1 && !same_place(thread[t], thread[other])) return other;
+    return -1;
 }
 
-static void run_warp(int order, unsigned& seed) {
-    for (int i = 0; i < WARP; ++i) start(fibers[i]);
-    for (int left = WARP; left;) {
+// Meets the lanes of `mask` in `count` threads from `first`, and returns the value that lane `source` brought.
+__attribute__((noinline)) static uint64_t meet(const char* call, int first, int count, unsigned mask, uint64_t value, unsigned source) {
+    Thread& self = thread[current];
+    self.call = call, self.site = __builtin_return_address(0), self.first = first, self.count = count;
+    self.mask = mask, self.value = value, self.source = source, self.state = WAITING;
+    if (!(mask >> (current % WARP) & 1)) fail(current, "is not in the mask 0x%08x of its own %s", mask, call);
+    else if (source >= WARP || !(mask >> source & 1)) fail(current, "asks lane %u, which is not in the mask 0x%08x of its %s", source, mask, call);
+    else if (missing(current) < 0)
+        for (int t = first; t < first + count; ++t)
+            if (mask >> (t % WARP) & 1) thread[t].result = thread[first + thread[t].source].value, thread[t].state = READY;
+    switch_fiber(self.context, scheduler);
+    return self.result;
+}
+
+static void run_thread() {
+    ASAN(__sanitizer_finish_switch_fiber(nullptr, &scheduler.stack, &scheduler.size);)
+    body(arguments);
+    thread[current].state = RETURNED;
+    switch_fiber(thread[current].context, scheduler);
+}
+
+static void explain_deadlock() {
+    int t = 0;
+    while (thread[t].state != WAITING) ++t;
+    const int other = missing(t);
+    const Thread& late = thread[other];
+    if (late.state == RETURNED) fail(t, "waits at %s for lane %d of warp %d, which has returned", thread[t].call, other % WARP, other / WARP);
+    else fail(t, "waits at %s (mask 0x%08x) for lane %d of warp %d, which waits at %s %s (mask 0x%08x)", thread[t].call, thread[t].mask,
+              other % WARP, other / WARP, late.site == thread[t].site ? "the same" : "another", late.call, late.mask);
+}
+
+// Lane orders: 0 ascending, 1 descending, else a permutation.
+static void set_order(int* order, unsigned seed) {
+    for (int i = 0; i < THREADS; ++i) order[i] = seed == 1 ? THREADS - 1 - i : i;
+    for (int i = THREADS - 1; seed > 1 && i > 0; --i) {
         seed = seed * 1664525u + 1013904223u;
-        for (int turn = 0; turn < WARP; ++turn) {
-            lane = pick(turn, order, seed >> 16);
-            if (fibers[lane].state != ready) continue;
-            threadIdx.x = threadIdx.x / WARP * WARP + lane;
-            change(scheduler, fibers[lane]);
-            left -= fibers[lane].state == returned;
-        }
-        // Now each lane waits or has returned; all must have done the same.
-        if (left && left < WARP) {
-            if (!problem) problem = "some lanes of a warp wait at a collective that others never reach";
-            return;
-        }
-        for (Fiber& fiber : fibers)
-            if (fiber.state == waiting) fiber.state = ready;
+        const int j = (seed >> 8) % (i + 1), kept = order[i];
+        order[i] = order[j];
+        order[j] = kept;
     }
 }
 
-template <class F> static const char* launch(int blocks, int threads, int order, F call) {
-    body = [](void* f) { (*(F*)f)(); };
-    argument = &call;
-    problem = nullptr;
-    gridDim = {(unsigned)blocks, 1, 1};
-    blockDim = {(unsigned)threads, 1, 1};
-    unsigned seed = 12345;
-    const unsigned before = _mm_getcsr();
-    _mm_setcsr(before | 0x8040);      // denormals are zero, as -ftz=true makes them
-    for (int b = 0; b < blocks; ++b) {
-        const int block = order == 1 ? blocks - 1 - b : b;
-        if (__start_simt_shared) memset(__start_simt_shared, 0xff, __stop_simt_shared - __start_simt_shared);
-        for (int w = 0; w < threads / WARP; ++w) {
-            blockIdx = {(unsigned)block, 0, 0};
-            threadIdx = {(unsigned)((order == 1 ? threads / WARP - 1 - w : w) * WARP), 0, 0};
-            run_warp(order, seed);
+__attribute__((no_sanitize_address)) static void poison_shared_memory() {
+    for (volatile char* p = __start_simt_shared; p != __stop_simt_shared; ++p) *p = -1;
+}
+
+static void run_block(const int* order) {
+    poison_shared_memory();
+    for (Thread& t : thread) start_at(t.context, run_thread), t.state = READY;
+    for (int returned = 0; returned < THREADS;) {
+        bool moved = false;
+        for (int i = 0; i < THREADS; ++i) {
+            current = order[i];
+            if (thread[current].state != READY) continue;
+            moved = true;
+            threadIdx = {(unsigned)current, 0, 0};
+            switch_fiber(scheduler, thread[current].context);
+            if (error[0]) return;
+            returned += thread[current].state == RETURNED;
+        }
+        if (!moved) return explain_deadlock();
+    }
+}
+
+// The GPU's flush-to-zero, as CuPy asks NVRTC for it with -ftz=true.
+static uint64_t float_mode() {
+    uint64_t mode = 0;
+#if defined(__x86_64__)
+    mode = __builtin_ia32_stmxcsr();
+#elif defined(__aarch64__)
+    __asm__ volatile("mrs %0, fpcr" : "=r"(mode));
+#endif
+    return mode;
+}
+static void set_float_mode(uint64_t mode) {
+#if defined(__x86_64__)
+    __builtin_ia32_ldmxcsr((unsigned)mode);
+#elif defined(__aarch64__)
+    __asm__ volatile("msr fpcr, %0" ::"r"(mode));
+#endif
+}
+#if defined(__x86_64__)
+constexpr uint64_t FLUSH = 0x8040;
+#else
+constexpr uint64_t FLUSH = 1 << 24;
+#endif
+
+// A launch as device/cuda.py makes it: blocks of 128 threads, a warp for each row. -> null, or what went wrong
+static const char* launch(const char* name, void (*run)(const void*), const void* values, long long rows, long long order, long long largest_grid) {
+    pthread_mutex_lock(&one_launch);
+    if (!thread[0].context.stack) {
+        char* at = (char*)mmap(nullptr, THREADS * (STACK + GUARD), PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        for (int t = 0; t < THREADS; ++t, at += STACK + GUARD) {
+            mprotect(at + GUARD, STACK, PROT_READ | PROT_WRITE);
+            thread[t].context.stack = at + GUARD, thread[t].context.size = STACK;
         }
     }
-    _mm_setcsr(before);
-    return problem;
+    long long grid = (rows + ROWS_PER_BLOCK - 1) / ROWS_PER_BLOCK;
+    grid = grid < 1 ? 1 : grid < largest_grid ? grid : largest_grid;
+    kernel = name, body = run, arguments = values, error[0] = 0;
+    blockDim = {THREADS, 1, 1}, gridDim = {(unsigned)grid, 1, 1};
+    int lanes[THREADS];
+    set_order(lanes, (unsigned)order);
+    const uint64_t mode = float_mode();
+    set_float_mode(mode | FLUSH);
+    for (long long b = 0; b < grid && !error[0]; ++b) {
+        blockIdx = {(unsigned)(order ? grid - 1 - b : b), 0, 0};
+        run_block(lanes);
+    }
+    set_float_mode(mode);
+    pthread_mutex_unlock(&one_launch);
+    return error[0] ? error : nullptr;
 }
 
 }  // namespace simt
+
+// ---- CUDA's built-in functions ----
+
+template <class T> static __forceinline__ T __shfl_xor_sync(unsigned mask, T v, int step) {
+    static_assert(sizeof v <= sizeof(uint64_t), "a shuffle moves 4 or 8 bytes");
+    uint64_t bits = 0;
+    memcpy(&bits, &v, sizeof v);
+    const int first = simt::current & -simt::WARP;
+    bits = simt::meet("__shfl_xor_sync", first, simt::WARP, mask, bits, (simt::current - first) ^ step);
+    memcpy(&v, &bits, sizeof v);
+    return v;
+}
+static __forceinline__ void __syncwarp(unsigned mask = 0xffffffffu) {
+    const int first = simt::current & -simt::WARP;
+    simt::meet("__syncwarp", first, simt::WARP, mask, 0, simt::current - first);
+}
+static __forceinline__ void __syncthreads() { simt::meet("__syncthreads", 0, simt::THREADS, 0xffffffffu, 0, simt::current % simt::WARP); }

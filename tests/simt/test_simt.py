@@ -1,121 +1,208 @@
-"""The executor itself: small kernels with seeded faults are caught, and every kernel's CUDA branch agrees with its CPU branch."""
+"""The SIMT executor catches seeded faults, and the kernels' CUDA branch gives what their CPU branch gives."""
 
-import ctypes
-import os
-import re
 import subprocess
-import sys
 
 import numpy as np
 import pytest
+from simt.device import ORDERS, SIMT, SIMT_FLAGS, SimtError
 
-from minialex import gradcheck
-from minialex.device.cpu import SLOT, Builder
-from minialex.device.kernel import source_text, sources
-from simt.device import ORDERS, SIMT, TRAMPOLINE
+from minialex import functional as F
+from minialex.device.kernel import Kernel, sources
+from minialex.ops.bias import add_bias, bias_gradient, bias_partials
+from minialex.ops.softmax import label_rank
 
-SOUND = """
-KERNEL neighbours(long long rows, const float* x, float* y, int n) {
-    ROW_SCRATCH(float, line, 64);
-    ROWS(r, rows) {
-        LANES(i, n) line[i] = x[r * n + i];
-        row_sync();
-        float zero = row_sum(0.0f);
-        row_sync();
-        LANES(i, n) y[r * n + i] = zero + line[n - 1 - i];
-        row_sync();
-    }
-}
-"""
-SYNCS = """        row_sync();
-        float zero = row_sum(0.0f);
-        row_sync();
-"""
-FAULTS = {
-    "sound": ("", "", None),
-    "no row_sync between writing and reading": (SYNCS, "        float zero = 0;\n", "differs"),
-    "a lane missing at a shuffle": ("= row_sum(0.0f)", "= MY_LANE == 3 ? 0.0f : row_sum(0.0f)", "never reach"),
-    "a shuffle with part of the warp": ("row_sum(0.0f)", "__shfl_xor_sync(0xffffu, 0.0f, 1)", "not the whole warp"),
-    "two lanes write one element": ("y[r * n + i] =", "y[r * n + i / 2] =", "differs"),
-    "a write that is missing": ("LANES(i, n) y[r * n + i]", "LANES(i, n) if (i) y[r * n + i]", "poison"),
-}
+FAULTS = sources().parent / "tests" / "simt" / "faults.cu"
+ASCENDING, DESCENDING, PERMUTED = ORDERS.values()
 
 
-def run_kernel(text, order, flags=()):
-    """The 3 x 32 output of a version of SOUND; "poison" where nothing was written."""
-    device = SIMT.__new__(SIMT)
-    SIMT.__init__(device, order)
-    library = Builder([*device.flags, *flags]).build("seeded", device.prelude + source_text_of(text) + SLOT + TRAMPOLINE.format(
-        name="neighbours", arguments="s[0].l, (const float*)s[1].p, (float*)s[2].p, s[3].i"))
-    x, y = heap(np.arange(96, dtype=np.float32).reshape(3, 32)), np.full((3, 32), np.nan, np.float32)
-    slots = np.array([3, x.ctypes.data, y.ctypes.data, 32], np.uint64)
-    library.run_neighbours.restype = ctypes.c_char_p
-    problem = library.run_neighbours(ctypes.c_void_p(slots.ctypes.data), ctypes.c_longlong(1), ctypes.c_longlong(128 << 8 | ORDERS[order]))
-    return problem.decode() if problem else y
+@pytest.fixture(scope="module")
+def simt():
+    device = SIMT()
+    device.libraries[FAULTS] = device.builder.build("faults", device.text(FAULTS))
+    return device
 
 
-def source_text_of(text):
-    return re.sub("#pragma once", "", (sources() / "grid.cuh").read_text()) + text
+@pytest.fixture(params=ORDERS.values(), ids=ORDERS)
+def order(simt, request):
+    simt.order = request.param
+    yield request.param
+    simt.order = ASCENDING
 
 
-def heap(array):
-    """A copy in a block of its own from malloc, whose ends a sanitizer guards (numpy keeps small blocks for itself)."""
-    libc = ctypes.CDLL(None)
-    libc.malloc.restype = ctypes.c_void_p
-    copy = np.frombuffer((ctypes.c_char * array.nbytes).from_address(libc.malloc(ctypes.c_size_t(array.nbytes))), array.dtype).reshape(array.shape)
-    copy[...] = array
-    return copy
+def fault(name, *arguments):
+    """That kernel of faults.cu, to launch."""
+    reference = eval(f"lambda rows, {', '.join(arguments)}: None")
+    reference.__name__ = name
+    return Kernel(FAULTS, reference)
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-def test_seeded_faults_are_caught(fault):
-    before, after, sign = FAULTS[fault]
-    assert before in SOUND
-    results = [run_kernel(SOUND.replace(before, after), order) for order in ORDERS]
-    expected = np.arange(96, dtype=np.float32).reshape(3, 32)[:, ::-1]
-    if sign is None:
-        assert all(np.array_equal(result, expected) for result in results)
-    elif sign == "poison":
-        assert all(np.isnan(result).any() for result in results)
-    elif sign == "differs":
-        assert any(not np.array_equal(results[0], result) for result in results[1:])
+def run(simt, name, rows, count, x=None):
+    """What a fault kernel writes: rows, x, or rows, x, y where x is given."""
+    y = simt.empty(count)
+    if x is None:
+        simt.launch(fault(name, "x"), rows, y)
     else:
-        assert all(sign in result for result in results)
+        simt.launch(fault(name, "x", "y"), rows, simt.array(x), y)
+    return y
 
 
-@pytest.mark.slow
-def test_a_read_out_of_bounds_is_caught_by_the_address_sanitizer():
-    program = """
-import sys; sys.path.insert(0, sys.argv[1])
-from simt.test_simt import SOUND, run_kernel
-print("sum", run_kernel(SOUND.replace("= x[r * n + i]", sys.argv[2]), "permuted", ["-fsanitize=address", "-g"]).sum())
-"""
-    asan = subprocess.run(["g++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True).stdout.strip()
-    environment = {**os.environ, "LD_PRELOAD": asan, "ASAN_OPTIONS": "detect_leaks=0"}
-    sound, beyond = (subprocess.run([sys.executable, "-c", program, os.path.dirname(os.path.dirname(__file__)), load], capture_output=True,
-                                    text=True, env=environment) for load in ("= x[r * n + i]", "= x[r * n + i + 1]"))
-    assert sound.stdout == "sum 4560.0\n" and sound.returncode == 0, sound.stderr
-    assert "heap-buffer-overflow" in beyond.stderr and "in neighbours" in beyond.stderr and beyond.returncode, beyond.stderr
-
-
-@pytest.mark.parametrize("order", ORDERS)
-def test_every_op_keeps_its_ties_in_every_order(order):
-    device = SIMT(order)
-    for op, shapes, options in gradcheck.CASES:
-        skipped = gradcheck.check_op(op, shapes, options, device=device)
-        assert not any(skipped.values())
-
-
-def test_grids_blocks_and_orders_change_no_bit():
-    random = np.random.default_rng(3)
-    x, w = random.standard_normal((2, 13, 11, 6)).astype(np.float32), random.standard_normal((3, 3, 3, 70)).astype(np.float32)
-    dy = random.standard_normal((2, 13, 11, 70)).astype(np.float32)
-    from minialex import functional as F
+def in_each_order(simt, *case, **more):
     results = []
-    for order, threads, blocks in (("ascending", 128, None), ("permuted", 128, 1), ("descending", 32, None), ("permuted", 64, 3)):
-        device = SIMT(order, threads, blocks)
-        results.append([*F.conv2d_backward(dy, x, w, pad=1, groups=2, device=device), F.local_response_norm(x, alpha=0.5, device=device),
-                        F.local_response_norm_backward(x, x, alpha=0.5, device=device), F.max_pool2d_backward(
-                            dy[:, :6, :5], dy, 3, stride=2, device=device)])
-    for other in results[1:]:
-        assert all(np.array_equal(a, b) for a, b in zip(results[0], other))
+    for simt.order in (ASCENDING, DESCENDING, PERMUTED, PERMUTED + 1):
+        results.append(run(simt, *case, **more).tobytes())
+    simt.order = ASCENDING
+    return results
+
+
+@pytest.mark.parametrize("largest_grid", [1, 2, 1000])
+@pytest.mark.parametrize("rows", [0, 1, 3, 4, 5, 33])
+def test_each_row_is_visited_once(simt, order, rows, largest_grid, monkeypatch):
+    monkeypatch.setattr(simt, "largest_grid", largest_grid)
+    x = simt.zeros(40)
+    simt.launch(fault("visits", "x"), rows, x)
+    np.testing.assert_array_equal(x, np.arange(40) < rows)
+
+
+@pytest.mark.parametrize("name, text", [
+    ("sum_in_a_branch", "waits at __shfl_xor_sync for lane 5 of warp 0, which has returned"),
+    ("sums_in_two_branches", "which waits at another __shfl_xor_sync (mask 0xffffffff)"),
+    ("lane_outside_its_mask", "is not in the mask 0x0000ffff of its own __shfl_xor_sync"),
+    ("asks_outside_its_mask", "which is not in the mask 0x0000ffff of its __shfl_xor_sync"),
+    ("barrier_in_a_row", "waits at __syncthreads for lane 0 of warp 1, which has returned"),
+])
+def test_a_lane_that_is_missing_is_an_error_that_names_the_kernel(simt, order, name, text):
+    with pytest.raises(SimtError) as told:
+        run(simt, name, 1, 32)
+    assert str(told.value).startswith(f"{name}: block 0, warp 0: lane ") and text in str(told.value)
+    np.testing.assert_array_equal(run(simt, "barrier_of_all", 6, 6), 4)       # and the next launch runs
+
+
+def test_collectives_in_part_of_a_warp(simt, order):
+    lanes = np.arange(32)
+    np.testing.assert_array_equal(run(simt, "half_warps", 3, (3, 32)), np.tile(lanes ^ 15, (3, 1)))
+
+
+def test_a_race_shows_as_a_result_that_changes_with_the_order(simt):
+    x = np.random.default_rng(0).standard_normal((6, 32)).astype(np.float32)
+    expected = np.roll(x, -1, axis=1).tobytes()
+    assert in_each_order(simt, "neighbour_synced", 6, (6, 32), x=x) == [expected] * 4
+    assert len(set(in_each_order(simt, "neighbour_race", 6, (6, 32), x=x))) > 1
+    assert len(set(in_each_order(simt, "lanes_race", 6, 6))) > 1
+    assert len(set(in_each_order(simt, "rows_race", 16, 8))) > 1
+
+
+def test_what_was_not_written_is_nan(simt, order):
+    np.testing.assert_array_equal(np.isnan(run(simt, "missing_write", 2, (2, 32))), [[False] * 31 + [True]] * 2)
+    run(simt, "neighbour_synced", 4, (4, 32), x=np.ones((4, 32)))
+    assert np.isnan(run(simt, "stale_scratch", 2, (2, 32))).all()
+
+
+def test_denormals_are_flushed_during_a_launch_only(simt):
+    x = simt.array([1.5e-38, 2.0])
+    simt.launch(fault("half_of", "x"), 2, x)
+    np.testing.assert_array_equal(x, [0, 1])
+    assert np.float32(1.5e-38) * np.float32(0.5) != 0
+
+
+PROGRAM = """
+#include <stdlib.h>
+int main(int count, char** arguments) {
+    float *x = (float*)malloc(32 * 4), *y = (float*)malloc(32 * 4);
+    memset(x, 0, 32 * 4);
+    Slot read[4], shared[3];
+    read[0].l = 1, read[1].p = x, read[2].p = y, read[3].i = atoi(arguments[1]);
+    shared[0].l = 1, shared[1].p = y, shared[2].i = atoi(arguments[2]);
+    return run_past_the_end(read, 2, 9) || run_past_the_scratch(shared, 2, 9);
+}
+"""
+
+
+@pytest.mark.parametrize("switch", ["assembler", "ucontext"])
+def test_out_of_bounds_under_address_sanitizer(simt, tmp_path, switch):
+    program = tmp_path / "program"
+    flags = ["-fsanitize=address", "-fsanitize-sections=simt_shared", *["-DSIMT_UCONTEXT"] * (switch == "ucontext")]
+    (tmp_path / "program.cpp").write_text(simt.text(FAULTS) + PROGRAM)
+    built = subprocess.run([*simt.builder.compiler, *(f for f in SIMT_FLAGS if f not in ("-shared", "-fPIC")), *flags,
+                            str(tmp_path / "program.cpp"), "-o", str(program)], capture_output=True, text=True)
+    if built.returncode:
+        pytest.skip(f"no AddressSanitizer with {simt.builder.version}: {built.stderr.strip()[-200:]}")
+    for read, written, kind in ((31, 32, None), (32, 32, "heap-buffer-overflow"), (31, 33, "global-buffer-overflow")):
+        done = subprocess.run([program, str(read), str(written)], capture_output=True, text=True, env={"ASAN_OPTIONS": "detect_leaks=0"})
+        assert (done.returncode == 0 and "ERROR" not in done.stderr) if kind is None else (kind in done.stderr), done.stderr
+
+
+# ---- The CUDA branch against the CPU branch ----
+
+def drawn(*shape):
+    """Normal numbers with ties, zeros and a NaN among them."""
+    x = np.random.default_rng(sum(shape)).standard_normal(shape).astype(np.float32)
+    x.reshape(-1)[::3] = x.reshape(-1)[::3].round()
+    return x
+
+
+def with_nan(x):
+    x.reshape(-1)[len(x.reshape(-1)) // 2] = np.nan
+    return x
+
+
+def bias(device, relu, pixels, channels):
+    y, dy = device.array(drawn(pixels, channels)), device.array(drawn(channels, pixels).T)
+    add_bias(device, y, device.array(drawn(channels)), relu)
+    db, space = device.array(drawn(channels)), device.empty(bias_partials(pixels, channels))
+    bias_gradient(device, y, dy, db, space, relu, accumulate=True)
+    return y, dy, db
+
+
+def rank(device):
+    label, out = device.array(np.arange(13, dtype=np.int32)), device.empty(13)
+    device.launch(label_rank, 13, device.array(drawn(13, 37)), label, out, 37)
+    return out
+
+
+X = drawn(2, 9, 7, 33)
+POOLS = {"3/2": {"size": 3, "stride": 2}, "hanging over": {"size": (2, 3), "stride": (1, 2), "pad": 1}, "ceil": {"size": 3, "stride": 3, "ceil": True}}
+CONVS = {"11/4": {"stride": 4, "pad": (3, 5)}, "groups": {"groups": 3, "pad": ((1, 2), (0, 3))}, "33 groups": {"groups": 33, "stride": (1, 3)}}
+EQUAL = {         # the same operations in the same order, none of which a compiler may fuse
+    **{f"im2col {k}": lambda d, o=o: F.im2col(X, (5, 3), **o, device=d) for k, o in CONVS.items()},
+    "im2col of 3 channels": lambda d: F.im2col(drawn(2, 13, 12, 3), 11, stride=4, pad=2, device=d),
+    **{f"col2im {k}": lambda d, o=o: F.col2im(drawn(*F.im2col(X, (5, 3), **o, device="numpy").shape), X.shape, (5, 3), **o, device=d)
+       for k, o in CONVS.items()},
+    **{f"pool {k}": lambda d, o=o: F.max_pool2d(with_nan(X.copy()), **o, device=d) for k, o in POOLS.items()},
+    **{f"pool_backward {k}": lambda d, o=o: F.max_pool2d_backward(drawn(*F.max_pool2d(X, **o, device="numpy").shape), X, **o, device=d)
+       for k, o in POOLS.items()},
+    "relu": lambda d: F.relu(with_nan(X.copy()), device=d),
+    "relu_backward": lambda d: F.relu_backward(drawn(*X.shape), X, device=d),
+    "dropout": lambda d: F.dropout(X, p=0.3, seed=2**63 + 5, device=d),
+    "rank": rank,
+}
+CLOSE = {         # fused multiply-adds, or sums over lanes, whose order differs
+    **{f"lrn {size} {beta}": lambda d, s=size, b=beta: F.local_response_norm(X, s, alpha=0.8, beta=b, device=d)
+       for size, beta in ((5, 0.75), (1, 0.5), (63, 1.0), (7, 0.3))},
+    "lrn of 263 channels": lambda d: F.local_response_norm(drawn(3, 263), 9, alpha=0.8, device=d),
+    **{f"lrn_backward {size} {beta}": lambda d, s=size, b=beta: F.local_response_norm_backward(drawn(*X.shape), X, s, alpha=0.8, beta=b, device=d)
+       for size, beta in ((5, 0.75), (1, 0.5), (63, 1.0), (7, 0.3))},
+    "lrn_backward of 263 channels": lambda d: F.local_response_norm_backward(drawn(3, 263), drawn(3, 263), 9, alpha=0.8, device=d),
+    "bias": lambda d: bias(d, False, 67, 131),
+    "bias with relu": lambda d: bias(d, True, 35, 263),
+    **{f"sgd {form}": lambda d, f=form: F.sgd_update(drawn(2051), drawn(2051), drawn(2051), lr=0.1, weight_decay=0.01, form=f, device=d)
+       for form in ("2012", "torch")},
+    "softmax": lambda d: F.softmax(drawn(5, 77), device=d),
+    "cross_entropy": lambda d: F.softmax_cross_entropy(drawn(5, 77), np.arange(5), device=d),
+}
+
+
+def results(case, device):
+    result = case(device)
+    return result if isinstance(result, tuple) else (result,)
+
+
+@pytest.mark.parametrize("name", [*EQUAL, *CLOSE])
+def test_the_cuda_branch_gives_what_the_cpu_branch_gives(cpu, simt, name):
+    case = {**EQUAL, **CLOSE}[name]
+    for simt.order, simt.largest_grid in ((ASCENDING, 1000), (DESCENDING, 3), (PERMUTED, 1)):
+        for ours, other in zip(results(case, simt), results(case, cpu), strict=True):
+            if name in EQUAL:
+                np.testing.assert_array_equal(ours, other)
+            else:
+                np.testing.assert_allclose(ours, other, rtol=2e-6, atol=2e-6 * np.abs(other).max())
+    simt.order, simt.largest_grid = ASCENDING, 1000
