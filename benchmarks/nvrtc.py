@@ -7,8 +7,8 @@ from pathlib import Path
 
 from minialex.device.kernel import source_text
 
-# What CuPy 14 adds to a RawModule's own options (cupy/cuda/compiler.py: _compile_with_cache_cuda, _compile).
-CUPY_OPTIONS = ["-ftz=true", "--device-as-default-execution-space"]
+# A RawModule's option of device/cuda.py, and what CuPy 14 adds to it (cupy/cuda/compiler.py: _compile_with_cache_cuda, _compile).
+CUPY_OPTIONS = ["-std=c++17", "-ftz=true", "--device-as-default-execution-space"]
 ARCHITECTURES = [75, 80, 86, 89, 90, 100, 120]
 
 

@@ -68,7 +68,7 @@ class CUDA(Device):
     def bind(self, kernel, rows, arguments):
         values = tuple(kernel.bind((rows, *arguments), self.array_type, self.name))
         if kernel.source not in self.modules:
-            self.modules[kernel.source] = self.cupy.RawModule(code=source_text(sources() / kernel.source))
+            self.modules[kernel.source] = self.cupy.RawModule(code=source_text(sources() / kernel.source), options=("-std=c++17",))
         function = self.modules[kernel.source].get_function(kernel.name)
         grid = max(1, min(-(-rows // ROWS_PER_BLOCK), LARGEST_GRID))
         return lambda: function((grid,), (32 * ROWS_PER_BLOCK,), values)

@@ -206,3 +206,16 @@ def test_the_cuda_branch_gives_what_the_cpu_branch_gives(cpu, simt, name):
             else:
                 np.testing.assert_allclose(ours, other, rtol=2e-6, atol=2e-6 * np.abs(other).max())
     simt.order, simt.largest_grid = ASCENDING, 1000
+
+
+def test_grids_and_orders_change_no_bit():
+    random = np.random.default_rng(3)
+    x, w = random.standard_normal((2, 13, 11, 6)).astype(np.float32), random.standard_normal((3, 3, 3, 70)).astype(np.float32)
+    dy = random.standard_normal((2, 13, 11, 70)).astype(np.float32)
+    results = []
+    for device in (SIMT("ascending"), SIMT("permuted", 1), SIMT("descending", 3)):
+        results.append([*F.conv2d_backward(dy, x, w, pad=1, groups=2, device=device), F.local_response_norm(x, alpha=0.5, device=device),
+                        F.local_response_norm_backward(x, x, alpha=0.5, device=device),
+                        F.max_pool2d_backward(dy[:, :6, :5], dy, 3, stride=2, device=device)])
+    for other in results[1:]:
+        assert all(np.array_equal(a, b) for a, b in zip(results[0], other))
