@@ -145,7 +145,7 @@ class Run:
         net = nets.build(options["net"], len(train.classes), options["size"])
         options["size"] = net.size
         side = round(net.size * 8 / 7)
-        self.state = {"epoch": 0, "batch": 0, "step": 0, "sums": [0.0, 0.0, 0], "metrics": [], "best": -1.0}
+        self.state = {"epoch": 0, "batch": 0, "step": 0, "sums": [0.0, 0, 0], "seconds": 0.0, "metrics": [], "best": -1.0}
         self.config = {"net": net.name, "size": net.size, "side": side, "mean": MEAN, "scale": SCALE, "classes": train.classes,
                        "threads": self.device.threads, "options": options, "machine": describe_machine(self.device),
                        "data": {"train": listing_of(train), "val": listing_of(val)}}
@@ -171,6 +171,8 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         write_beside(self.folder / "config.json", json.dumps(self.config, indent=1) + "\n")
         say(f"run      {self.folder}")
+        if self.state["metrics"]:
+            self.write_metrics()      # a kill may have come between the checkpoint and these
         self.saved_at = time.monotonic()
         self.interrupts = Interrupts()
 
@@ -187,6 +189,12 @@ class Run:
         if config["data"] != self.config["data"]:
             say("warning: the image files are not those that the run was started with: it continues, but not bit for bit")
 
+    def clock(self):
+        """Moves the time since it was last called to the epoch's."""
+        now = time.perf_counter()
+        self.state["seconds"] += now - self.began
+        self.began = now
+
     def save(self):
         save(self.folder / "last.safetensors", self.network, self.state)
         self.saved_at = time.monotonic()
@@ -195,7 +203,7 @@ class Run:
         from tqdm import tqdm
         state = self.state
         while state["epoch"] < self.options["epochs"]:
-            began, first = time.perf_counter(), state["sums"][2]
+            self.began = time.perf_counter()
             bar = tqdm(self.train.epoch(state["epoch"], state["batch"]), total=len(self.train), initial=state["batch"], leave=False,
                        disable=None, unit="step", desc=f"epoch {state['epoch'] + 1}/{self.options['epochs']}")
             for batch in bar:
@@ -205,11 +213,13 @@ class Run:
                 state["batch"] += 1
                 if self.interrupts.signal is not None:
                     bar.close()
+                    self.clock()
                     return self.stop()
                 if time.monotonic() - self.saved_at > SAVE_EVERY:
+                    self.clock()
                     self.save()
-            seconds = time.perf_counter() - began
-            if not self.end_epoch((state["sums"][2] - first) / seconds if seconds > 0 else 0.0):
+            self.clock()
+            if not self.end_epoch():
                 return self.stop()
         say(f"done     {state['step']} steps; best validation top-1 {state['best']:.1%}; {self.folder / 'curve.png'}")
         return 0
@@ -227,7 +237,7 @@ class Run:
         state["sums"] = [sums[0] + total, sums[1] + int((ranks == 0).sum()), sums[2] + n]
         state["step"] += 1
 
-    def end_epoch(self, images_per_s):
+    def end_epoch(self):
         """Validates, reports and saves. False if a signal came in between."""
         state = self.state
         scores = evaluate(self.network, self.val, self.interrupts)
@@ -236,6 +246,7 @@ class Run:
         loss, hits, count = state["sums"]
         if count == 0:
             raise UserError(f"no training image could be read from {self.train.folder.root}")
+        images_per_s = count / state["seconds"]
         metrics = {"epoch": state["epoch"] + 1, "step": state["step"], "train_loss": loss / count, "train_top1": hits / count,
                    "val_loss": scores["loss"], "val_top1": scores["top1"], "val_top5": scores["top5"], "images_per_s": images_per_s}
         say(f"epoch {metrics['epoch']:3d}  train loss {metrics['train_loss']:.4f} top-1 {metrics['train_top1']:6.1%}   val loss "
@@ -248,15 +259,19 @@ class Run:
             say(f"warning: the loss stays at ln({classes}) = {math.log(classes):.3f}, that of guessing: nothing is learnt so far. "
                 + ("Try --init he: the published initialisation needs much data and time" if self.options["init"] == "published" else
                    "Try a larger --lr, more epochs of warm-up, or fewer classes; and see that the images are in the right folders"))
-        state |= {"epoch": state["epoch"] + 1, "batch": 0, "sums": [0.0, 0.0, 0], "metrics": state["metrics"] + [metrics]}
+        state |= {"epoch": state["epoch"] + 1, "batch": 0, "sums": [0.0, 0, 0], "seconds": 0.0, "metrics": state["metrics"] + [metrics]}
         if metrics["val_top1"] > state["best"]:
             state["best"] = metrics["val_top1"]
             save(self.folder / "best.safetensors", self.network, {"epoch": state["epoch"], "val_top1": state["best"]}, velocity=False)
         self.save()
-        write_beside(self.folder / "metrics.jsonl", "".join(json.dumps(m) + "\n" for m in state["metrics"]))
-        from .curve import plot
-        plot(state["metrics"], self.folder / "curve.png", f"{self.config['net']}, {classes} classes, {self.config['data']['train']['images']} images")
+        self.write_metrics()
         return True
+
+    def write_metrics(self):
+        write_beside(self.folder / "metrics.jsonl", "".join(json.dumps(m) + "\n" for m in self.state["metrics"]))
+        from .curve import plot
+        title = f"{self.config['net']}, {len(self.config['classes'])} classes, {self.config['data']['train']['images']} images"
+        plot(self.state["metrics"], self.folder / "curve.png", title)
 
     def stop(self):
         self.save()

@@ -91,6 +91,24 @@ def test_resuming_in_the_middle_of_an_epoch_changes_no_bit(pictures, finished, t
     assert speedless[0] == speedless[1]
 
 
+def test_a_signal_during_validation_and_a_kill_before_the_metrics(pictures, finished, tmp_path, monkeypatch):
+    out, whole = tmp_path / "run", train.evaluate
+
+    def interrupted(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return whole(*arguments)
+    with monkeypatch.context() as patched:
+        patched.setattr(train, "evaluate", interrupted)
+        assert train.main(arguments(pictures, out)) == 128 + signal.SIGTERM
+    assert load(out / "last.safetensors")[2]["batch"] == 5 and not (out / "metrics.jsonl").exists()
+    assert train.main(["--resume", str(out)]) == 0
+    assert same_bits(load(out / "last.safetensors")[0], load(finished / "last.safetensors")[0])
+    written = (out / "metrics.jsonl").read_text()
+    assert all(json.loads(line)["images_per_s"] > 1 for line in written.splitlines())
+    (out / "metrics.jsonl").unlink()
+    assert train.main(["--resume", str(out)]) == 0 and (out / "metrics.jsonl").read_text() == written
+
+
 def test_two_runs_are_the_same_and_seeds_differ(pictures, finished, tmp_path):
     for seed, same in ((0, True), (1, False)):
         out = tmp_path / str(seed)
