@@ -255,8 +255,8 @@ class Run:
         if any(unread) and state["epoch"] == 0:
             say(f"left out {unread[0]} unreadable training images and {unread[1]} validation images")
         classes = len(self.config["classes"])
-        if classes > 1 and abs(metrics["train_loss"] - math.log(classes)) < 0.01 * math.log(classes):
-            say(f"warning: the loss stays at ln({classes}) = {math.log(classes):.3f}, that of guessing: nothing is learnt so far. "
+        if classes > 1 and min(metrics["train_loss"], metrics["val_loss"]) > 0.98 * math.log(classes):
+            say(f"warning: the loss stays at ln({classes}) = {math.log(classes):.3f} or above, that of guessing: nothing is learnt so far. "
                 + ("Try --init he: the published initialisation needs much data and time" if self.options["init"] == "published" else
                    "Try a larger --lr, more epochs of warm-up, or fewer classes; and see that the images are in the right folders"))
         state |= {"epoch": state["epoch"] + 1, "batch": 0, "sums": [0.0, 0, 0], "seconds": 0.0, "metrics": state["metrics"] + [metrics]}
