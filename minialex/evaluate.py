@@ -9,7 +9,7 @@ from .checkpoint import open_network
 from .data.folder import SPLITS, open_folder
 from .data.loader import Loader
 from .device import open_device
-from .errors import run_command
+from .errors import UserError, run_command
 from .train import evaluate, say
 
 
@@ -32,6 +32,8 @@ def main(arguments=None):
     parser.add_argument("--threads", type=int)
     parser.add_argument("--json", metavar="FILE", help="write the scores, and each image's loss and rank, to FILE")
     args = parser.parse_args(arguments)
+    if args.json and not Path(args.json).absolute().parent.is_dir():
+        raise UserError(f"--json {args.json}: there is no folder {Path(args.json).absolute().parent}")
     device, reason = open_device(args.device, args.threads, announce=say)
     network, config, path = open_network(args.run, device, args.batch, args.checkpoint)
     folder = validation_folder(args.data, config["classes"])

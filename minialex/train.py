@@ -37,7 +37,7 @@ def parse(arguments):
     data.add_argument("--data", metavar="DIR", help="folder with train/ and val/, each with one folder of images per class")
     data.add_argument("--train", metavar="DIR", help="training folder, with --val instead of --data")
     data.add_argument("--val", metavar="DIR", help="validation folder")
-    data.add_argument("--size", type=int, help=f"input size in pixels (default: the net's published one, {SHAPES_DEFAULTS['size']} on the built-in set)")
+    data.add_argument("--size", type=int, help=f"input size in pixels (default: the net's published one, {SHAPES_DEFAULTS['size']} for half on the built-in set)")
     net = parser.add_argument_group("network and optimizer")
     net.add_argument("--net", choices=list(nets.NETS), help="default half")
     net.add_argument("--init", choices=["he", "published"], help="first weights: he (default) trains from scratch on small data")
@@ -72,20 +72,30 @@ def settle(args):
         options = {**config["options"], **{name: args[name] for name in ("epochs", "device", "threads") if args[name] is not None}}
         if moved:
             options |= {name: args[name] for name in ("data", "train", "val")}
+        check_ranges(options)
         return options, config, run
-    own = SHAPES_DEFAULTS if args["net"] in (None, "half") and not (args["data"] or args["train"] or args["val"]) else {}
+    own = {} if args["data"] or args["train"] or args["val"] else dict(SHAPES_DEFAULTS)
+    if args["net"] not in (None, "half"):
+        own.pop("size", None)
     options = {name: own.get(name, DEFAULTS.get(name)) if value is None else value for name, value in args.items()}
+    check_ranges(options)
+    del options["resume"]
+    run = Path(options.pop("out") or Path("runs") / time.strftime(f"{options['net']}-%Y%m%d-%H%M%S"))
+    if (run / "last.safetensors").exists():
+        raise UserError(f"{run} holds a run already: continue it with --resume {run}, or give another --out")
+    return options, None, run
+
+
+def check_ranges(options):
     for name, least in (("epochs", 1), ("batch", 1), ("size", 1), ("threads", 1), ("seed", 0)):
         if options[name] is not None and options[name] < least:
             raise UserError(f"--{name} {options[name]}: expected at least {least}")
     for name in ("lr", "momentum", "weight_decay"):
         if not 0 <= options[name] < (1 if name == "momentum" else math.inf):
             raise UserError(f"--{name.replace('_', '-')} {options[name]}: expected {'0 up to below 1' if name == 'momentum' else '0 or more'}")
-    del options["resume"]
-    run = Path(options.pop("out") or Path("runs") / time.strftime(f"{options['net']}-%Y%m%d-%H%M%S"))
-    if (run / "last.safetensors").exists():
-        raise UserError(f"{run} holds a run already: continue it with --resume {run}, or give another --out")
-    return options, None, run
+    if options["seed"] >= 1 << 64:
+        raise UserError(f"--seed {options['seed']}: expected less than 2**64")
+    Schedule(options["schedule"], options["lr"], 1, options["epochs"])
 
 
 def open_data(options):
@@ -106,7 +116,7 @@ def open_data(options):
 
 def describe_machine(device):
     """What must be the same for a resumed run to be the same bit for bit."""
-    about = {"device": device.name, "device_model": str(device), "python": platform.python_version(), "processor": platform.machine()}
+    about = {"device": device.name, "device_model": device.model, "python": platform.python_version(), "processor": platform.machine()}
     return about | {package: version(package) for package in ("numpy", "pillow", "scipy-openblas32")}
 
 
@@ -134,9 +144,10 @@ class Run:
 
     def __init__(self, arguments=None):
         self.options, config, self.folder = settle(parse(arguments))
-        if config and self.options["threads"] is None:
-            self.options["threads"] = config["threads"]
-        self.device, reason = open_device(self.options["device"] or "auto", self.options["threads"], announce=say)
+        threads = self.options["threads"]
+        if config and threads is None and config["machine"]["device"] == "cpu":
+            threads = config["threads"]
+        self.device, reason = open_device(self.options["device"] or "auto", threads, announce=say)
         say(f"device   {self.device.name} ({reason}): {self.device}")
         train, val = open_data(self.options)
         say(f"train    {train} from {train.root}")
@@ -166,9 +177,13 @@ class Run:
             parameters, velocity, self.state = load(self.folder / "last.safetensors")
             self.network.load_parameters(parameters)
             self.network.load_parameters(velocity, self.network.velocity)
+            self.state["batch"] = min(self.state["batch"], len(self.train))      # images may have been removed since
             say(f"resume   {self.folder} at epoch {self.state['epoch'] + 1}, step {self.state['step']}")
         self.schedule = Schedule(options["schedule"], options["lr"], len(self.train), options["epochs"])
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"the run folder {self.folder} cannot be made ({error.strerror}): give another --out") from None
         write_beside(self.folder / "config.json", json.dumps(self.config, indent=1) + "\n")
         say(f"run      {self.folder}")
         if self.state["metrics"]:
@@ -196,6 +211,8 @@ class Run:
         self.began = now
 
     def save(self):
+        if not all(np.isfinite(self.device.to_numpy(array)).all() for array in self.network.parameters.values()):
+            self.diverged("network")
         save(self.folder / "last.safetensors", self.network, self.state)
         self.saved_at = time.monotonic()
 
@@ -231,11 +248,15 @@ class Run:
         losses, ranks = self.network.results(n)
         total = float(losses.sum(dtype=np.float64))
         if not math.isfinite(total):
-            raise UserError(f"the loss is not finite at step {state['step']} (epoch {state['epoch'] + 1}): try a smaller --lr than "
-                            f"{self.options['lr']:g}, a longer warm-up, or --init he; the last checkpoint of {self.folder} is from before")
+            self.diverged("loss")
         sums = state["sums"]
         state["sums"] = [sums[0] + total, sums[1] + int((ranks == 0).sum()), sums[2] + n]
         state["step"] += 1
+
+    def diverged(self, what):
+        saved = "its last checkpoint is from before" if (self.folder / "last.safetensors").exists() else "nothing was saved"
+        raise UserError(f"the {what} is not finite at step {self.state['step']} (epoch {self.state['epoch'] + 1}): try a smaller --lr than "
+                        f"{self.options['lr']:g}, a longer warm-up, or --init he; {self.folder}: {saved}")
 
     def end_epoch(self):
         """Validates, reports and saves. False if a signal came in between."""
@@ -243,6 +264,8 @@ class Run:
         scores = evaluate(self.network, self.val, self.interrupts)
         if scores is None:
             return False
+        if not math.isfinite(scores["loss"]):
+            self.diverged("validation loss")
         loss, hits, count = state["sums"]
         if count == 0:
             raise UserError(f"no training image could be read from {self.train.folder.root}")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from minialex.device import cuda
-from simt.device import SIMT
+from simt.device import SIMT, why_not
 
 
 def pytest_report_header(config):
@@ -18,6 +18,8 @@ def device(request):
     """A device to hold against the numpy references."""
     from minialex.ops.layer import device_of
     if request.param == "simt":
+        if why_not():
+            pytest.skip(f"no thread-by-thread execution here: {why_not()}")
         return SIMT("permuted")
     if request.param == "cuda" and cuda.why_not():
         pytest.skip(f"no cuda here: {cuda.why_not()}")

@@ -128,6 +128,16 @@ def test_a_loss_that_is_not_finite_stops_the_run(pictures, tmp_path):
         train.main(arguments(pictures, tmp_path / "run", "--lr", "1e9", "--schedule", "constant"))
 
 
+def test_a_network_that_diverged_never_replaces_a_checkpoint(pictures, tmp_path):
+    run = train.Run(arguments(pictures, tmp_path / "run"))
+    run.save()
+    before = (tmp_path / "run/last.safetensors").read_bytes()
+    run.network.parameters["fc8.bias"][0] = np.nan
+    with pytest.raises(UserError, match="network is not finite.*its last checkpoint is from before"):
+        run.save()
+    assert (tmp_path / "run/last.safetensors").read_bytes() == before
+
+
 def test_a_loss_that_stays_at_chance_is_pointed_out(pictures, tmp_path, capsys):
     train.main(arguments(pictures, tmp_path / "run", "--epochs", "1", "--lr", "0", "--init", "published"))
     assert "stays at ln(3) = 1.099" in capsys.readouterr().out
@@ -167,10 +177,16 @@ def test_describe(capsys):
     (["minialex.train", "--resume", "nowhere"], ["nowhere is not a run folder"]),
     (["minialex.evaluate", "nowhere", "--data", "{pictures}"], ["nowhere is not a run folder"]),
     (["minialex.predict", "nowhere", "x.jpg"], ["nowhere is not a run folder"]),
+    (["minialex.train", "--data", "{pictures}", "--size", "72", "--device", "cpu", "--threads", "-1"], ["--threads -1"]),
+    (["minialex.predict", "{finished}", "x.jpg", "--threads", "-1"], ["--threads -1"]),
+    (["minialex.train", "--resume", "{finished}", "--epochs", "-3"], ["--epochs -3"]),
+    (["minialex.train", "--seed", "18446744073709551616"], ["--seed 18446744073709551616"]),
+    (["minialex.train", "--data", "{pictures}", "--size", "72", "--device", "cpu", "--out", "{pictures}/train/blue/labels.csv"], ["labels.csv", "--out"]),
+    (["minialex.evaluate", "{finished}", "--data", "{pictures}", "--json", "nodir/x.json"], ["--json nodir/x.json"]),
     (["minialex.describe", "resnet"], ["unknown net 'resnet'"]),
 ])
-def test_a_mistake_is_one_sentence_and_code_2(pictures, tmp_path, command, words):
-    command = [part.format(pictures=pictures) for part in command]
+def test_a_mistake_is_one_sentence_and_code_2(pictures, finished, tmp_path, command, words):
+    command = [part.format(pictures=pictures, finished=finished) for part in command]
     done = subprocess.run([sys.executable, "-m", *command], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert all(word in done.stderr for word in words), done.stderr

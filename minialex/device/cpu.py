@@ -42,7 +42,10 @@ def cache_folder():
     """The user's own folder for compiled kernels; others may neither read nor write it."""
     base = Path(os.environ.get("MINIALEX_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minialex")
     folder = base / "compiled"
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise UserError(f"compiled kernels cannot be kept in {folder} ({error.strerror}): set MINIALEX_CACHE to a folder that can be written") from None
     state = folder.stat()
     if state.st_uid != os.getuid():
         raise UserError(f"{folder} belongs to another user: compiled kernels are only loaded from a folder of your own; set MINIALEX_CACHE")
@@ -113,6 +116,8 @@ class CPU(Device):
 
     def __init__(self, threads=None, announce=None):
         available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        if threads is not None and threads < 1:
+            raise UserError(f"--threads {threads}: expected at least 1")
         self.threads = threads or available
         self.builder = Builder(self.flags)
         queue = (Path(__file__).parent / "queue.cpp").read_text()
@@ -122,6 +127,7 @@ class CPU(Device):
             announce(f"compiling {len(missing)} kernel files with {self.builder.version} (once)")
         with ThreadPoolExecutor(available) as pool:
             self.libraries = dict(zip(texts, pool.map(self.builder.build, texts, texts.values())))
+        self.model = self.builder.version
         self.sgemm = load_openblas()
         self.library = self.libraries["queue"]
         self.library.queue_open.restype = ctypes.c_void_p

@@ -24,6 +24,11 @@ def why_not():
             return "the driver finds no GPU"
     except cupy.cuda.runtime.CUDARuntimeError as error:
         return f"no working NVIDIA driver ({str(error).split(':')[0]})"
+    try:
+        from cupy_backends.cuda.libs import cublas, nvrtc
+        cublas.CUBLAS_OP_N, nvrtc.getVersion()
+    except (ImportError, RuntimeError) as error:
+        return f"CuPy lacks cuBLAS or NVRTC ({str(error).splitlines()[0]}): install minialex[cuda13] or minialex[cuda12]"
     return None
 
 
@@ -54,7 +59,7 @@ class CUDA(Device):
     def array(self, host, dtype=None):
         """A copy on the GPU; floats become float32 unless told otherwise."""
         host = self.cupy.asarray(host)
-        return host.astype(dtype or (self.float if host.dtype.kind == "f" else host.dtype))
+        return host.astype(dtype or (self.float if host.dtype.kind == "f" else host.dtype), order="C")
 
     def to_numpy(self, array):
         return self.cupy.asnumpy(array)

@@ -12,7 +12,7 @@ class Reference(Device):
     array_type = np.ndarray
 
     def __init__(self, dtype=np.float64):
-        self.float = np.dtype(dtype)
+        self.float, self.model = np.dtype(dtype), "numpy"
 
     def __str__(self):
         return f"numpy references in {self.float}"
@@ -23,7 +23,7 @@ class Reference(Device):
     def array(self, host, dtype=None):
         """A copy of a host array; floats take the device's dtype unless told otherwise."""
         host = np.asarray(host)
-        return host.astype(dtype or (self.float if host.dtype.kind == "f" else host.dtype))
+        return host.astype(dtype or (self.float if host.dtype.kind == "f" else host.dtype), order="C")
 
     def to_numpy(self, array):
         return array.copy()

@@ -1,13 +1,14 @@
 """A device that runs the CUDA branch of the kernels on the CPU, thread by thread (see simt.h)."""
 
 import ctypes
+import platform
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from minialex.device.base import Device
-from minialex.device.cpu import CPU, FLAGS
+from minialex.device.cpu import CPU, FLAGS, Builder
 from minialex.device.cuda import LARGEST_GRID
 
 SHIM = Path(__file__).parent / "simt.h"
@@ -23,6 +24,14 @@ extern "C" const char* run_{name}(const Slot* slots, long long order, long long 
 }}
 """
 ORDERS = {"ascending": 0, "descending": 1, "permuted": 2}      # of the lanes; any larger number is another permutation
+
+
+def why_not():
+    """Why the executor cannot be built here, in a clause; None if it can."""
+    builder = Builder(FLAGS)
+    if "clang" in builder.version or platform.system() != "Linux":
+        return f"it is built with g++ on Linux, and the compiler is {builder.version}"
+    return None
 
 
 class SimtError(RuntimeError):
