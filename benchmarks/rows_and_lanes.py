@@ -41,7 +41,8 @@ def cases(n, reduced=False):
         used = n * out[0] * out[1] * layer.fan_in(shape) * layer.groups * 4
         moved = n * size * size * channels * 4 + used
         if kind is im2col:
-            return im2col, n * out[0] * out[1] * layer.groups, (floats(n, *shape), columns, *layer.geometry(shape)), moved
+            strip = layer.strip(shape)
+            return im2col, n * out[0] * -(-out[1] // strip) * layer.groups, (floats(n, *shape), columns, *layer.geometry(shape), strip), moved
         return col2im, n * size * size * layer.groups, (columns, floats(n, *shape), *layer.geometry(shape)), moved
 
     first, second = (35, 9) if reduced else (227, 27)

@@ -12,9 +12,12 @@
 //                                       register on a CPU and on one float in a GPU's thread
 //   row_sum(v), row_max(v)              over the lanes of the row, in a fixed order
 //   ROW_SCRATCH(float, name, n)         n floats that the lanes of a row share; row_sync() between writing and reading
+//   stage(scratch, p, pitch, lines, n)  `lines` lines of n floats that the row reads again and again, as Lines
 #pragma once
 
 #define LOWEST (-3.402823466e+38f)
+
+struct Lines { const float* first; long long pitch; };
 
 #ifdef __CUDACC__
 
@@ -41,6 +44,14 @@ DEVICE float row_sum(float v) {
 DEVICE float row_max(float v) {
     for (int step = 16; step; step >>= 1) v = fmaxf(v, __shfl_xor_sync(0xffffffffu, v, step));
     return v;
+}
+
+// Read once, side by side, into scratch.
+DEVICE Lines stage(float* scratch, const float* p, long long pitch, int lines, int n) {
+    row_sync();
+    if (n > 0) RUNS(i, j, lines, n) scratch[i * n + j] = p[i * pitch + j];
+    row_sync();
+    return Lines{scratch, n};
 }
 
 struct Lane { int i; };
@@ -72,6 +83,7 @@ static thread_local long long part = 0, parts = 1;
 DEVICE void row_sync() {}
 DEVICE float row_sum(float v) { return v; }
 DEVICE float row_max(float v) { return v; }
+DEVICE Lines stage(float*, const float* p, long long pitch, int, int) { return Lines{p, pitch}; }      // the cache has them
 
 #if defined(__AVX512F__)
 constexpr int WIDTH = 16;

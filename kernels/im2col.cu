@@ -4,29 +4,45 @@
 // col2im is its transpose, as a gather: each input element sums the column entries that were copied from it.
 #include "grid.cuh"
 
-// rows = groups * N * OH * OW
+constexpr int STAGED = 1024;   // floats of the image that a row keeps
+
+// A row lays out `strip` output pixels side by side. With more than one it stages the part of the image under them, which
+// their windows share, and whose short lines of few channels would be read in many pieces.
+// rows = groups * N * OH * ceil(OW / strip)
 KERNEL im2col(long long rows, const float* x, float* columns, int height, int width, int channels, int out_height,
               int out_width, int kernel_height, int kernel_width, int stride_h, int stride_w, int pad_top, int pad_left,
-              int groups, int pitch) {
-    const unsigned pixels = (unsigned)(rows / groups), plane = out_height * out_width;
+              int groups, int pitch, int strip) {
+    ROW_SCRATCH(float, scratch, STAGED);
+    const unsigned strips = (out_width + strip - 1) / strip, per_image = out_height * strips;
+    const int own = channels / groups, line = width * channels;
     // Without groups the kernel_width * channels floats of a window's line lie side by side: one run.
     const int per_line = groups > 1 ? kernel_width : 1;
-    const int run = kernel_width * channels / (per_line * groups), runs = kernel_height * per_line;
+    const int run = kernel_width * own / per_line, runs = kernel_height * per_line;
     ROWS(r, rows) {
-        const unsigned g = (unsigned)r / pixels, p = (unsigned)r % pixels;
-        const unsigned n = p / plane, q = p % plane;
-        const int top = (int)(q / out_width) * stride_h - pad_top, left = (int)(q % out_width) * stride_w - pad_left;
-        const int line = width * channels, from = -left * channels, to = (width - left) * channels;
-        const long long corner = (((long long)n * height + top) * width + left) * channels + g * (channels / groups);
-        float* out = columns + r * pitch;
-        if (top >= 0 && left >= 0 && top + kernel_height <= height && left + kernel_width <= width) {
-            RUNS(i, j, runs, run)
-                out[i * run + j] = x[corner + (long long)(i / per_line) * line + i % per_line * channels + j];
-        } else {
-            RUNS(i, j, runs, run) {
-                const int h = top + i / per_line, k = i % per_line * channels + j;
-                const bool inside = h >= 0 && h < height && k >= from && k < to;
-                out[i * run + j] = inside ? x[corner + (long long)(i / per_line) * line + k] : 0.0f;
+        const unsigned image = (unsigned)r / per_image, q = (unsigned)r % per_image, images = (unsigned)(rows / groups) / per_image;
+        const unsigned g = image / images, n = image % images, oh = q / strips;
+        const int ow_from = (int)(q % strips) * strip, ow_to = ow_from + strip < out_width ? ow_from + strip : out_width;
+        // The part of the image under the strip: lines h_from .. h_to-1, pixels w_from .. w_to-1.
+        const int top = (int)oh * stride_h - pad_top, start = ow_from * stride_w - pad_left;
+        const int stop = (ow_to - 1) * stride_w - pad_left + kernel_width;
+        const int h_from = top < 0 ? 0 : top, h_to = top + kernel_height < height ? top + kernel_height : height;
+        const int w_from = start < 0 ? 0 : start, w_to = stop < width ? stop : width;
+        Lines in = {x + (((long long)n * height + h_from) * width + w_from) * channels + g * own, line};
+        if (strip > 1) in = stage(scratch, in.first, line, h_to - h_from, (w_to - w_from - 1) * channels + own);
+        float* out = columns + ((long long)image * out_height + oh) * out_width * pitch;
+        for (int ow = ow_from; ow < ow_to; ++ow) {
+            const int left = ow * stride_w - pad_left;
+            const float* corner = in.first + (top - h_from) * in.pitch + (long long)(left - w_from) * channels;
+            float* to = out + (long long)ow * pitch;
+            if (h_to - h_from == kernel_height && left >= 0 && left + kernel_width <= width) {
+                RUNS(i, j, runs, run) to[i * run + j] = corner[i / per_line * in.pitch + i % per_line * channels + j];
+            } else {
+                const int from = -left * channels, end = (width - left) * channels;
+                RUNS(i, j, runs, run) {
+                    const int h = top + i / per_line, k = i % per_line * channels + j;
+                    const bool inside = h >= h_from && h < h_to && k >= from && k < end;
+                    to[i * run + j] = inside ? corner[i / per_line * in.pitch + k] : 0.0f;
+                }
             }
         }
     }

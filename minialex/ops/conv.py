@@ -11,6 +11,8 @@ from .bias import add_bias, bias_gradient, bias_partials
 from .layer import Layer, as_array, device_of, put, run_alone
 from .window import Window
 
+STAGED = 1024      # as in kernels/im2col.cu
+
 
 def taps(x_height, x_width, out_height, out_width, kernel_height, kernel_width, stride_h, stride_w, pad_top, pad_left):
     """(kh, kw, output slices, input slices) of each place in the window, for the outputs whose input is inside."""
@@ -27,9 +29,10 @@ def taps(x_height, x_width, out_height, out_width, kernel_height, kernel_width, 
 
 @kernel("im2col.cu")
 def im2col(rows, x, columns, height, width, channels, out_height, out_width, kernel_height, kernel_width, stride_h,
-           stride_w, pad_top, pad_left, groups, pitch):
+           stride_w, pad_top, pad_left, groups, pitch, strip):
     """columns[g, (n, oh, ow), (kh, kw, c)] = x[n, oh*stride_h - pad_top + kh, ow*stride_w - pad_left + kw, g*C/groups + c]"""
-    n, own = rows // (groups * out_height * out_width), channels // groups
+    n, own = rows // (groups * out_height * -(-out_width // strip)), channels // groups
+    rows = groups * n * out_height * out_width
     images = x.reshape(n, height, width, groups, own)
     out = np.zeros((groups, n, out_height, out_width, kernel_height, kernel_width, own), x.dtype)
     for kh, kw, (oh, ow), (h, w) in taps(height, width, out_height, out_width, kernel_height, kernel_width, stride_h, stride_w, pad_top, pad_left):
@@ -98,10 +101,21 @@ class Conv(Layer):
 
     def unfold(self, device, at, images):
         """im2col of some images. -> columns as (groups, pixels, KH*KW*C/groups)"""
-        shape, n = at.x.shape[1:], images.stop - images.start
-        rows = n * self.workspace(shape) // self.pitch(shape)
-        device.launch(im2col, rows, at.x[images], at.columns, *self.geometry(shape))
-        return self.matrices(at, n)
+        self.launch_im2col(device, at.x[images], at.columns)
+        return self.matrices(at, images.stop - images.start)
+
+    def launch_im2col(self, device, x, columns):
+        shape, strip = x.shape[1:], self.strip(x.shape[1:])
+        height, width, _ = self.output(shape)
+        device.launch(im2col, self.groups * len(x) * height * -(-width // strip), x, columns, *self.geometry(shape), strip)
+
+    def strip(self, shape):
+        """Output pixels that an im2col row lays out together: one, unless a pixel's channels do not fill whole sectors."""
+        if shape[2] // self.groups % 8 == 0:
+            return 1
+        (kernel_height, kernel_width), width = self.window.size, self.output(shape)[1]
+        most = (STAGED // (kernel_height * shape[2]) - kernel_width) // self.window.stride[1] + 1
+        return -(-width // -(-width // most)) if most > 1 else 1
 
     def geometry(self, shape):
         return (*shape, *self.window.arguments(*shape[:2]), self.groups, self.pitch(shape))
@@ -172,7 +186,7 @@ def unfold(x, size, *, stride=1, pad=0, groups=1, device="cpu"):
     layer.output(shape)
     columns = device.zeros((groups, n * layer.workspace(shape) // (layer.pitch(shape) * groups), layer.pitch(shape)))
     if n:
-        device.launch(im2col, columns.shape[0] * columns.shape[1], put(device, x), columns, *layer.geometry(shape))
+        layer.launch_im2col(device, put(device, x), columns)
     return columns[:, :, :layer.fan_in(shape)]
 
 

@@ -9,18 +9,18 @@ import numpy as np
 
 from minialex.device.base import Device
 from minialex.device.cpu import CPU, FLAGS, Builder
-from minialex.device.cuda import LARGEST_GRID
+from minialex.device.cuda import LARGEST_GRID, ROWS_PER_BLOCK
 
 SHIM = Path(__file__).parent / "simt.h"
 # Little is optimised, so that a call in the source stays one call, by which lanes that wait can be told apart.
 SIMT_FLAGS = ["-std=c++17", "-O1", "-fno-thread-jumps", *(flag for flag in FLAGS if flag in (
     "-march=native", "-fno-math-errno", "-fno-exceptions", "-fPIC", "-shared", "-pthread"))]
 TRAMPOLINE = """
-extern "C" const char* run_{name}(const Slot* slots, long long order, long long largest_grid) {{
+extern "C" const char* run_{name}(const Slot* slots, const simt::Shape* shape) {{
     return simt::launch("{name}", [](const void* values) {{
         const Slot* s = (const Slot*)values;
         {name}({arguments});
-    }}, slots, slots[0].l, order, largest_grid);
+    }}, slots, *shape);
 }}
 """
 ORDERS = {"ascending": 0, "descending": 1, "permuted": 2}      # of the lanes; any larger number is another permutation
@@ -39,16 +39,19 @@ class SimtError(RuntimeError):
 
 
 class SIMT(CPU):
-    """Launches a grid as minialex/device/cuda.py does, its lanes in the given order. New arrays are full of NaN."""
+    """Launches a grid of blocks with a warp for each row, as minialex/device/cuda.py does. New arrays are full of NaN.
+
+    `order` is that of the lanes, `block` the threads of a block, `only` the rows of a launch that run (whole blocks of them).
+    """
 
     name = "simt"
     flags, trampoline = SIMT_FLAGS, TRAMPOLINE
     record, parallel = Device.record, Device.parallel
 
-    def __init__(self, order="ascending", largest_grid=LARGEST_GRID):
+    def __init__(self, order="ascending", largest_grid=LARGEST_GRID, block=32 * ROWS_PER_BLOCK):
         self.prelude = SHIM.read_text()
         super().__init__(threads=1)
-        self.order, self.largest_grid = ORDERS[order], largest_grid
+        self.order, self.largest_grid, self.block, self.only = ORDERS[order], largest_grid, block, slice(None)
 
     def empty(self, shape, dtype=None):
         array = super().empty(shape, dtype)
@@ -59,8 +62,16 @@ class SIMT(CPU):
         Device.submit(self, partial(self.run, *command))
 
     def run(self, function, slots, keep, name):
-        kind = ctypes.CFUNCTYPE(ctypes.c_char_p, ctypes.c_void_p, ctypes.c_longlong, ctypes.c_longlong)
         if name == "gemm":
-            ctypes.CFUNCTYPE(None, *kind._argtypes_)(function)(slots.ctypes.data, 0, 1)
-        elif problem := kind(function)(slots.ctypes.data, self.order, self.largest_grid):
+            ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_longlong, ctypes.c_longlong)(function)(slots.ctypes.data, 0, 1)
+            return
+        rows, per_block = int(slots[:1].view(np.int64)[0]), self.block // 32
+        grid = max(1, min(-(-rows // per_block), self.largest_grid))
+        first, last, _ = self.only.indices(rows)
+        self.run_blocks(function, slots, grid, self.block, first // per_block, min(grid, max(1, -(-last // per_block))) - 1)
+
+    def run_blocks(self, function, slots, grid, block, first, last):
+        shape = np.array([grid, block, self.order, first, last], np.int64)
+        problem = ctypes.CFUNCTYPE(ctypes.c_char_p, ctypes.c_void_p, ctypes.c_void_p)(function)(slots.ctypes.data, shape.ctypes.data)
+        if problem:
             raise SimtError(problem.decode())

@@ -40,7 +40,7 @@ extern "C" char __stop_simt_shared[] __attribute__((weak, visibility("hidden")))
 
 namespace simt {
 
-constexpr int WARP = 32, ROWS_PER_BLOCK = 4, THREADS = WARP * ROWS_PER_BLOCK;
+constexpr int WARP = 32, LARGEST_BLOCK = 128;
 constexpr size_t STACK = 64 << 10, GUARD = 64 << 10;      // GUARD: the largest page in use
 
 // ---- Fibers: a stack each, and a switch between them ----
@@ -113,9 +113,9 @@ struct Thread {
     uint64_t value, result;
 };
 
-static Thread thread[THREADS];
+static Thread thread[LARGEST_BLOCK];
 static Context scheduler;
-static int current;
+static int current, threads;      // the thread that runs, and how many a block has
 static const char* kernel;
 static void (*body)(const void*);
 static const void* arguments;
@@ -174,8 +174,8 @@ static void explain_deadlock() {
 
 // Lane orders: 0 ascending, 1 descending, else a permutation.
 static void set_order(int* order, unsigned seed) {
-    for (int i = 0; i < THREADS; ++i) order[i] = seed == 1 ? THREADS - 1 - i : i;
-    for (int i = THREADS - 1; seed > 1 && i > 0; --i) {
+    for (int i = 0; i < threads; ++i) order[i] = seed == 1 ? threads - 1 - i : i;
+    for (int i = threads - 1; seed > 1 && i > 0; --i) {
         seed = seed * 1664525u + 1013904223u;
         const int j = (seed >> 8) % (i + 1), kept = order[i];
         order[i] = order[j];
@@ -189,10 +189,10 @@ __attribute__((no_sanitize_address)) static void poison_shared_memory() {
 
 static void run_block(const int* order) {
     poison_shared_memory();
-    for (Thread& t : thread) start_at(t.context, run_thread), t.state = READY;
-    for (int returned = 0; returned < THREADS;) {
+    for (int t = 0; t < threads; ++t) start_at(thread[t].context, run_thread), thread[t].state = READY;
+    for (int returned = 0; returned < threads;) {
         bool moved = false;
-        for (int i = 0; i < THREADS; ++i) {
+        for (int i = 0; i < threads; ++i) {
             current = order[i];
             if (thread[current].state != READY) continue;
             moved = true;
@@ -228,26 +228,29 @@ constexpr uint64_t FLUSH = 0x8040;
 constexpr uint64_t FLUSH = 1 << 24;
 #endif
 
-// A launch as device/cuda.py makes it: blocks of 128 threads, a warp for each row. -> null, or what went wrong
-static const char* launch(const char* name, void (*run)(const void*), const void* values, long long rows, long long order, long long largest_grid) {
+// How a launch is laid out: `grid` blocks of `block` threads, of which those from first to last run, their lanes in
+// the given order. Tests of huge launches run their last blocks only.
+struct Shape { long long grid, block, order, first, last; };
+#define SIMT_BLOCK_RANGE
+
+// -> null, or what went wrong
+static const char* launch(const char* name, void (*run)(const void*), const void* values, const Shape& shape) {
     pthread_mutex_lock(&one_launch);
     if (!thread[0].context.stack) {
-        char* at = (char*)mmap(nullptr, THREADS * (STACK + GUARD), PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-        for (int t = 0; t < THREADS; ++t, at += STACK + GUARD) {
+        char* at = (char*)mmap(nullptr, LARGEST_BLOCK * (STACK + GUARD), PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        for (int t = 0; t < LARGEST_BLOCK; ++t, at += STACK + GUARD) {
             mprotect(at + GUARD, STACK, PROT_READ | PROT_WRITE);
             thread[t].context.stack = at + GUARD, thread[t].context.size = STACK;
         }
     }
-    long long grid = (rows + ROWS_PER_BLOCK - 1) / ROWS_PER_BLOCK;
-    grid = grid < 1 ? 1 : grid < largest_grid ? grid : largest_grid;
-    kernel = name, body = run, arguments = values, error[0] = 0;
-    blockDim = {THREADS, 1, 1}, gridDim = {(unsigned)grid, 1, 1};
-    int lanes[THREADS];
-    set_order(lanes, (unsigned)order);
+    kernel = name, body = run, arguments = values, error[0] = 0, threads = (int)shape.block;
+    blockDim = {(unsigned)threads, 1, 1}, gridDim = {(unsigned)shape.grid, 1, 1};
+    int lanes[LARGEST_BLOCK];
+    set_order(lanes, (unsigned)shape.order);
     const uint64_t mode = float_mode();
     set_float_mode(mode | FLUSH);
-    for (long long b = 0; b < grid && !error[0]; ++b) {
-        blockIdx = {(unsigned)(order ? grid - 1 - b : b), 0, 0};
+    for (long long b = shape.first; b <= shape.last && !error[0]; ++b) {
+        blockIdx = {(unsigned)(shape.order ? shape.first + shape.last - b : b), 0, 0};
         run_block(lanes);
     }
     set_float_mode(mode);
@@ -272,4 +275,4 @@ static __forceinline__ void __syncwarp(unsigned mask = 0xffffffffu) {
     const int first = simt::current & -simt::WARP;
     simt::meet("__syncwarp", first, simt::WARP, mask, 0, simt::current - first);
 }
-static __forceinline__ void __syncthreads() { simt::meet("__syncthreads", 0, simt::THREADS, 0xffffffffu, 0, simt::current % simt::WARP); }
+static __forceinline__ void __syncthreads() { simt::meet("__syncthreads", 0, simt::threads, 0xffffffffu, 0, simt::current % simt::WARP); }

@@ -57,9 +57,11 @@ def in_each_order(simt, *case, **more):
 
 
 @pytest.mark.parametrize("largest_grid", [1, 2, 1000])
+@pytest.mark.parametrize("block", [32, 96, 128])
 @pytest.mark.parametrize("rows", [0, 1, 3, 4, 5, 33])
-def test_each_row_is_visited_once(simt, order, rows, largest_grid, monkeypatch):
+def test_each_row_is_visited_once(simt, order, rows, block, largest_grid, monkeypatch):
     monkeypatch.setattr(simt, "largest_grid", largest_grid)
+    monkeypatch.setattr(simt, "block", block)
     x = simt.zeros(40)
     simt.launch(fault("visits", "x"), rows, x)
     np.testing.assert_array_equal(x, np.arange(40) < rows)
@@ -114,7 +116,8 @@ int main(int count, char** arguments) {
     Slot read[4], shared[3];
     read[0].l = 1, read[1].p = x, read[2].p = y, read[3].i = atoi(arguments[1]);
     shared[0].l = 1, shared[1].p = y, shared[2].i = atoi(arguments[2]);
-    return run_past_the_end(read, 2, 9) || run_past_the_scratch(shared, 2, 9);
+    const simt::Shape shape = {1, 128, 2, 0, 0};
+    return run_past_the_end(read, &shape) || run_past_the_scratch(shared, &shape);
 }
 """
 
@@ -201,13 +204,13 @@ def results(case, device):
 @pytest.mark.parametrize("name", [*EQUAL, *CLOSE])
 def test_the_cuda_branch_gives_what_the_cpu_branch_gives(cpu, simt, name):
     case = {**EQUAL, **CLOSE}[name]
-    for simt.order, simt.largest_grid in ((ASCENDING, 1000), (DESCENDING, 3), (PERMUTED, 1)):
+    for simt.order, simt.largest_grid, simt.block in ((ASCENDING, 1000, 128), (DESCENDING, 3, 32), (PERMUTED, 1, 64)):
         for ours, other in zip(results(case, simt), results(case, cpu), strict=True):
             if name in EQUAL:
                 np.testing.assert_array_equal(ours, other)
             else:
                 np.testing.assert_allclose(ours, other, rtol=2e-6, atol=2e-6 * np.abs(other).max())
-    simt.order, simt.largest_grid = ASCENDING, 1000
+    simt.order, simt.largest_grid, simt.block = ASCENDING, 1000, 128
 
 
 def test_grids_and_orders_change_no_bit(simt):
@@ -215,7 +218,7 @@ def test_grids_and_orders_change_no_bit(simt):
     x, w = random.standard_normal((2, 13, 11, 6)).astype(np.float32), random.standard_normal((3, 3, 3, 70)).astype(np.float32)
     dy = random.standard_normal((2, 13, 11, 70)).astype(np.float32)
     results = []
-    for device in (SIMT("ascending"), SIMT("permuted", 1), SIMT("descending", 3)):
+    for device in (SIMT("ascending"), SIMT("permuted", 1), SIMT("descending", 3), SIMT("permuted", 7, block=32), SIMT("descending", block=64)):
         results.append([*F.conv2d_backward(dy, x, w, pad=1, groups=2, device=device), F.local_response_norm(x, alpha=0.5, device=device),
                         F.local_response_norm_backward(x, x, alpha=0.5, device=device),
                         F.max_pool2d_backward(dy[:, :6, :5], dy, 3, stride=2, device=device)])
