@@ -75,10 +75,10 @@ DEVICE float power(float v, float e) { return powf(v, e); }
 #define RUNS(i, j, runs, n) for (int i = 0; i < (runs); ++i) LANES(j, n)
 #define ROW_SCRATCH(type, name, n) type name[n]
 
-// A launch is cut into `parts` equal slices of rows; this core has slice `part` (set by the caller of the kernel).
-static thread_local long long part = 0, parts = 1;
+// A launch is cut into `grid_parts` equal slices of rows; this core has slice `grid_part` (set by the caller of the kernel).
+static thread_local long long grid_part = 0, grid_parts = 1;
 #define ROWS(r, rows) \
-    for (long long r = (rows) * part / parts, r##_end = (rows) * (part + 1) / parts; r < r##_end; ++r)
+    for (long long r = (rows) * grid_part / grid_parts, r##_end = (rows) * (grid_part + 1) / grid_parts; r < r##_end; ++r)
 
 DEVICE void row_sync() {}
 DEVICE float row_sum(float v) { return v; }

@@ -22,6 +22,21 @@ KERNEL cross_entropy_rows(long long rows, const float* x, const int* label, floa
     }
 }
 
+// Running totals by place in the batch, to be read now and then: totals[0, i] += loss[i], [1, i] += whether label i ranks
+// first, [2, i] += whether it is among the first five. Doubles hold sums of so few floats exactly, however they are cut.
+// rows = ceil(n / 32)
+KERNEL tally(long long rows, const float* loss, const float* rank, double* totals, int n, int batch) {
+    ROWS(r, rows) {
+        const int first = (int)r * 32;
+        LANES(i, n - first < 32 ? n - first : 32) {
+            const int at = first + i;
+            totals[at] += loss[at];
+            totals[batch + at] += rank[at] < 1.0f ? 1.0 : 0.0;
+            totals[2 * batch + at] += rank[at] < 5.0f ? 1.0 : 0.0;
+        }
+    }
+}
+
 // y = softmax(x).   rows = N
 KERNEL softmax_rows(long long rows, const float* x, float* y, int classes) {
     ROWS(r, rows) {

@@ -3,10 +3,11 @@
 import numpy as np
 
 from .errors import UserError
+from .ops.conv import BLOCK, add_parts
 from .ops.crop import check_crops, crop
 from .ops.layer import Site, as_array
-from .ops.softmax import check_labels, cross_entropy_rows, label_rank, softmax_rows
-from .optim import BLOCK, SGD, add
+from .ops.softmax import check_labels, cross_entropy_rows, label_rank, softmax_rows, tally
+from .optim import SGD
 
 # (pixel - MEAN) * SCALE: ImageNet's mean colour and spread, about right for any photographs.
 MEAN, SCALE = (124.0, 117.0, 104.0), (1 / 58.0,) * 3
@@ -20,7 +21,7 @@ class Layout:
     """
 
     def __init__(self, net, batch, *, threads=1, chunk=None, floats=np.float32, side=None, training=True, workspace_mb=None,
-                 images_at_once=None):
+                 images_at_once=None, slices=lambda tiles: 1):
         self.net, self.batch, self.training = net, batch, training
         self.side = net.size if side is None else side
         names = list(net.layers)
@@ -28,14 +29,14 @@ class Layout:
         self.stack, self.tail = names[:first], names[first:]
         self.shares = max(1, min(threads, batch // 4))
         self.chunk = min(chunk or batch, -(-batch // self.shares))
-        self.columns = self.fit(workspace_mb, images_at_once or (lambda outputs: self.chunk))
+        self.columns = self.fit(workspace_mb, images_at_once or (lambda outputs: self.chunk), slices)
 
         rows = batch if training else min(batch, self.shares * self.chunk)
         own = ["input", *(name for name in self.stack if not net.layers[name].in_place)]      # the tail reads the last of these
         self.arrays = {"input images": ((batch, self.side, self.side, 3), np.uint8), "input crops": ((batch, 3), np.int32),
                        "input labels": ((batch,), np.int32), "input mean": ((3,), floats), "input scale": ((3,), floats),
                        "input now": ((2,), np.float64), "output loss": ((batch,), floats), "output rank": ((batch,), floats),
-                       "output probabilities": ((batch, net.classes), floats),
+                       "output probabilities": ((batch, net.classes), floats), "output totals": ((3, batch), np.float64),
                        "activation input": ((rows if own[1:] else batch, net.size, net.size, 3), floats)}
         for name, layer in net.layers.items():
             keep = rows if name in own[:-1] else batch
@@ -47,8 +48,7 @@ class Layout:
             self.arrays[f"parameter {name}"] = (shape, floats)
             if training:
                 self.arrays[f"velocity {name}"] = (shape, floats)
-                for share in range(self.shares if name.split(".")[0] in self.stack else 1):
-                    self.arrays[f"gradient {share} {name}"] = (shape, floats)
+                self.arrays[f"gradient {name}"] = ((self.shares if name.split(".")[0] in self.stack else 1, *shape), floats)
         self.arrays["workspace columns"] = ((self.shares, self.columns), floats)
         if training:
             widest = max((int(np.prod(net.outputs[n])) for n in self.stack), default=0)
@@ -56,7 +56,7 @@ class Layout:
             wide = max(int(np.prod(shape)) for n in self.tail for shape in (net.inputs[n], net.outputs[n]))
             self.arrays["workspace dense gradients"] = ((2, batch * wide), floats)
 
-    def fit(self, workspace_mb, images_at_once):
+    def fit(self, workspace_mb, images_at_once, slices):
         """Floats of the column buffer of one share: as many images as `images_at_once` and --workspace-mb allow, at least one."""
         net, need = self.net, 0
         for name in net.layers:
@@ -64,13 +64,14 @@ class Layout:
             if not one:
                 continue
             images = min(self.chunk, images_at_once(int(np.prod(net.outputs[name]))))
+            parts = net.layers[name].split(net.inputs[name], slices) if self.training else 0
             if workspace_mb is not None:
-                allowed = int(workspace_mb * 2**20 / 4 / self.shares / one)
+                allowed = int((workspace_mb * 2**20 / 4 / self.shares - parts) / one)
                 if allowed < 1:
-                    raise UserError(f"--workspace-mb {workspace_mb:g}: {name} needs {one * 4 * self.shares / 2**20:.1f} MB for one "
+                    raise UserError(f"--workspace-mb {workspace_mb:g}: {name} needs {(one + parts) * 4 * self.shares / 2**20:.1f} MB for one "
                                     f"image in each of {self.shares} shares")
                 images = min(images, allowed)
-            need = max(need, one * max(1, images))
+            need = max(need, one * max(1, images) + parts)
         partials = [net.layers[n].partials(net.inputs[n], self.chunk if n in self.stack else self.batch) for n in net.layers]
         return max(need, *partials)
 
@@ -93,11 +94,16 @@ class Network:
             raise ValueError(f"side: pictures of {side} pixels cannot be cropped to {net.size}")
         self.net, self.device, self.batch, self.optimizer, self.seed, self.training = net, device, batch, optimizer, seed, training
         self.layout = Layout(net, batch, threads=device.threads, chunk=device.chunk, floats=device.float, side=side,
-                             training=training, workspace_mb=workspace_mb, images_at_once=device.images_at_once)
-        self.arrays = {name: device.zeros(shape, dtype) for name, (shape, dtype) in self.layout.arrays.items()}
+                             training=training, workspace_mb=workspace_mb, images_at_once=device.images_at_once, slices=device.slices)
+        try:
+            self.arrays = {name: device.zeros(shape, dtype) for name, (shape, dtype) in self.layout.arrays.items()}
+        except MemoryError:
+            raise UserError(f"{net.name} at {'--batch' if training else 'batch'} {batch} takes {self.layout.bytes() / 2**20:,.0f} MB, more "
+                            f"than device {device.name} has free: use a smaller batch") from None
         device.upload(self.arrays["input mean"], np.array(MEAN, device.float))
         device.upload(self.arrays["input scale"], np.array(SCALE, device.float))
-        self.parameters, self.velocity, self.gradients = (self.named(kind) for kind in ("parameter ", "velocity ", "gradient 0 "))
+        self.parameters, self.velocity = self.named("parameter "), self.named("velocity ")
+        self.gradients = {name: parts[0] for name, parts in self.named("gradient ").items()}
         self.tapes = {}
         if init is not None:
             self.load_parameters(net.initial(init, seed))
@@ -127,6 +133,12 @@ class Network:
         """Forward without dropout; then `results` has the losses and ranks, `probabilities` the softmax."""
         self.run("evaluate", images, labels, crops, 0, 0.0)
 
+    def scores(self):
+        """(sum of losses, top-1 hits, top-5 hits) of all passes since this was last asked; waits for them."""
+        totals = self.device.to_numpy(self.arrays["output totals"]).sum(axis=1)
+        self.device.clear(self.arrays["output totals"])
+        return float(totals[0]), int(totals[1]), int(totals[2])
+
     def results(self, n):
         """(losses, ranks) of the n images of the last pass, float arrays on the host; rank 0 is a top-1 hit."""
         return tuple(self.device.to_numpy(self.arrays[name][:n]) for name in ("output loss", "output rank"))
@@ -146,9 +158,8 @@ class Network:
                 raise ValueError(f"{name}: expected shape {self.arrays[f'input {name}'][:n].shape}, got {host.shape}")
         check_labels(labels, self.net.classes)
         check_crops(crops, self.layout.side - self.net.size)
-        for name, host in (("images", images), ("labels", labels), ("crops", crops)):
-            self.device.upload(self.arrays[f"input {name}"][:n], host)
-        self.device.upload(self.arrays["input now"], np.array([step, lr], np.float64))
+        self.device.feed([*((self.arrays[f"input {name}"][:n], host) for name, host in (("images", images), ("labels", labels), ("crops", crops))),
+                          (self.arrays["input now"], np.array([step, lr], np.float64))])
         if (mode, n) not in self.tapes:
             with self.device.record() as tape:
                 self.record(mode, n)
@@ -166,12 +177,16 @@ class Network:
 
         for share in device.parallel(shares):
             for first, last in chunks[share]:
-                self.feed(share, first, last)
+                device.place = "input forward"
+                self.crop(share, first, last)
                 for name in layout.stack:
+                    device.place = f"{name} forward"
                     self.net.layers[name].forward(device, self.site(name, mode, share, first, last))
         tail = [name for name in layout.tail if backward or not self.net.layers[name].trained_only]
         for name in tail:
+            device.place = f"{name} forward"
             self.net.layers[name].forward(device, self.site(name, mode, 0, 0, n))
+        device.place = "loss"
         dlogits = self.loss(n, mode)
         if not backward:
             return
@@ -180,6 +195,7 @@ class Network:
         dy, bottom = dlogits, next(iter(self.net.parameters())).split(".")[0]      # nobody needs the gradient of its input
         for name in reversed(tail):
             layer, site = self.net.layers[name], self.site(name, mode, 0, 0, n)
+            device.place = f"{name} backward"
             site.dy, site.dx = dy, dy
             if not layer.in_place:
                 other = slopes[1] if same_memory(dy, slopes[0]) else slopes[0]
@@ -196,8 +212,9 @@ class Network:
                 slope = dy[first:last]
                 for name in reversed(layout.stack if bottom in layout.stack else []):
                     layer, site = self.net.layers[name], self.site(name, mode, share, first, last)
+                    device.place = f"{name} backward"
                     site.dy, site.accumulate = slope, i > 0
-                    site.gradients = {p: self.arrays[f"gradient {share} {name}.{p}"] for p in site.parameters}
+                    site.gradients = {p: self.arrays[f"gradient {name}.{p}"][share] for p in site.parameters}
                     if name == bottom:
                         site.dx = None
                     elif layer.in_place:
@@ -210,13 +227,14 @@ class Network:
                         break
                     slope = site.dx
         for name in self.gradients:
-            total = self.gradients[name]
-            for share in range(1, shares if name.split(".")[0] in layout.stack else 1):
-                device.launch(add, -(-total.size // BLOCK), total, self.arrays[f"gradient {share} {name}"], total.size)
+            total, parts = self.gradients[name], self.arrays[f"gradient {name}"][1:shares]
+            device.place = f"{name.split('.')[0]} update"
+            if len(parts):
+                device.launch(add_parts, -(-total.size // BLOCK), parts, total, total.size, len(parts), 1)
             if mode == "train":
                 self.optimizer.update(device, name, self.parameters[name], self.velocity[name], total, self.arrays["input now"])
 
-    def feed(self, share, first, last):
+    def crop(self, share, first, last):
         """Launches the input kernel for images first .. last-1."""
         a, size = self.arrays, self.net.size
         self.device.launch(crop, (last - first) * size, a["input images"][first:last], a["input crops"][first:last], a["input mean"],
@@ -255,6 +273,8 @@ class Network:
         dlogits = view(a["workspace dense gradients"][0], (n, classes)) if mode != "evaluate" else probabilities
         device.launch(cross_entropy_rows, n, logits, labels, a["output loss"][:n], dlogits, classes, 1.0 / n)
         device.launch(label_rank, n, logits, labels, a["output rank"][:n], classes)
+        if mode != "gradient":
+            device.launch(tally, -(-n // 32), a["output loss"], a["output rank"], a["output totals"], n, self.batch)
         if mode == "evaluate":
             device.launch(softmax_rows, n, logits, probabilities, classes)
         return dlogits

@@ -9,7 +9,7 @@ from .device import kernel
 from .errors import UserError
 from .ops.layer import as_array, device_of, put
 
-BLOCK = 1024       # as in kernels/sgd.cu and kernels/add.cu
+BLOCK = 1024       # as in kernels/sgd.cu
 
 
 @kernel("sgd.cu")
@@ -22,12 +22,6 @@ def sgd(rows, w, v, g, count, now, lr_factor, momentum, decay, form_2012):
     else:
         v[...] = momentum * v + step
         w -= lr * v
-
-
-@kernel("add.cu")
-def add(rows, to, other, count):
-    """to += other"""
-    to += other
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from .network import MEAN, SCALE, Network
 from .optim import SGD, Schedule
 
 SAVE_EVERY = 600        # seconds between checkpoints inside a long epoch
+READ_EVERY = 0.5        # seconds between readings of the loss, for which a GPU must finish what is queued
 
 DEFAULTS = {"net": "half", "epochs": 30, "batch": 64, "lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4, "schedule": "cosine,warmup:1",
             "seed": 0, "init": "he", "form": "2012", "workspace_mb": None, "size": None}
@@ -163,11 +164,8 @@ class Run:
         if config:
             self.warn_of_differences(config)
         optimizer = SGD(options["momentum"], options["weight_decay"], options["form"])
-        try:
-            self.network = Network(net, self.device, options["batch"], side=side, optimizer=optimizer,
-                                   init=None if config else options["init"], seed=options["seed"], workspace_mb=options["workspace_mb"])
-        except MemoryError:
-            raise UserError(f"there is not enough memory for {net.name} at batch {options['batch']}: use a smaller --batch") from None
+        self.network = Network(net, self.device, options["batch"], side=side, optimizer=optimizer,
+                               init=None if config else options["init"], seed=options["seed"], workspace_mb=options["workspace_mb"])
         say(f"net      {net.name}, {net.size}x{net.size}, {sum(a.size for a in self.network.parameters.values()):,} parameters, "
             f"{net.macs() / 1e9:.3f} GMAC per image; a step of {options['batch']} takes {self.network.layout.bytes() / 2**20:,.0f} MB")
         workers = max(1, min(4, self.device.threads))
@@ -188,7 +186,8 @@ class Run:
         say(f"run      {self.folder}")
         if self.state["metrics"]:
             self.write_metrics()      # a kill may have come between the checkpoint and these
-        self.saved_at = time.monotonic()
+        self.saved_at = self.read_at = time.monotonic()
+        self.unread = 0      # images whose scores are still on the device
         self.interrupts = Interrupts()
 
     def warn_of_differences(self, config):
@@ -211,6 +210,7 @@ class Run:
         self.began = now
 
     def save(self):
+        self.read()
         if not all(np.isfinite(self.device.to_numpy(array)).all() for array in self.network.parameters.values()):
             self.diverged("network")
         save(self.folder / "last.safetensors", self.network, self.state)
@@ -226,7 +226,9 @@ class Run:
             for batch in bar:
                 if len(batch):
                     self.step(batch)
-                    bar.set_postfix(loss=f"{state['sums'][0] / state['sums'][2]:.3f}", top1=f"{state['sums'][1] / state['sums'][2]:.3f}")
+                    if time.monotonic() - self.read_at > READ_EVERY:
+                        self.read()
+                        bar.set_postfix(loss=f"{state['sums'][0] / state['sums'][2]:.3f}", top1=f"{state['sums'][1] / state['sums'][2]:.3f}")
                 state["batch"] += 1
                 if self.interrupts.signal is not None:
                     bar.close()
@@ -245,13 +247,16 @@ class Run:
         state, n = self.state, len(batch)
         places = crops(self.options["seed"], state["epoch"], batch.index, self.config["side"] - self.config["size"])
         self.network.train_step(batch.images, batch.labels, places, state["step"], self.schedule(state["step"]))
-        losses, ranks = self.network.results(n)
-        total = float(losses.sum(dtype=np.float64))
-        if not math.isfinite(total):
-            self.diverged("loss")
-        sums = state["sums"]
-        state["sums"] = [sums[0] + total, sums[1] + int((ranks == 0).sum()), sums[2] + n]
         state["step"] += 1
+        self.unread += n
+
+    def read(self):
+        """Adds the scores of the steps since the last reading to the epoch's."""
+        (loss, hits, _), sums = self.network.scores(), self.state["sums"]
+        if not math.isfinite(loss):
+            self.diverged("loss")
+        self.state["sums"] = [sums[0] + loss, sums[1] + hits, sums[2] + self.unread]
+        self.unread, self.read_at = 0, time.monotonic()
 
     def diverged(self, what):
         saved = "its last checkpoint is from before" if (self.folder / "last.safetensors").exists() else "nothing was saved"
@@ -260,6 +265,7 @@ class Run:
 
     def end_epoch(self):
         """Validates, reports and saves. False if a signal came in between."""
+        self.read()
         state = self.state
         scores = evaluate(self.network, self.val, self.interrupts)
         if scores is None:
@@ -307,20 +313,20 @@ def evaluate(network, loader, interrupts=None, each=None):
 
     each(batch, losses, ranks) is called for every batch.
     """
-    loss, top1, top5, count = 0.0, 0, 0, 0
+    count = 0
     for batch in loader.epoch(0):
         if interrupts is not None and interrupts.signal is not None:
+            network.scores()      # or the training epoch would count them
             return None
         if not len(batch):
             continue
         network.evaluate(batch.images, batch.labels, centre(len(batch), network.layout.side - network.net.size))
-        losses, ranks = network.results(len(batch))
-        loss, count = loss + float(losses.sum(dtype=np.float64)), count + len(batch)
-        top1, top5 = top1 + int((ranks == 0).sum()), top5 + int((ranks < 5).sum())
+        count += len(batch)
         if each:
-            each(batch, losses, ranks)
+            each(batch, *network.results(len(batch)))
     if not count:
         raise UserError(f"no image could be read from {loader.folder.root}")
+    loss, top1, top5 = network.scores()
     return {"loss": loss / count, "top1": top1 / count, "top5": top5 / count, "images": count}
 
 

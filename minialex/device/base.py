@@ -12,11 +12,16 @@ class Device:
     threads = 1              # shares of a batch that can run at the same time
     float = np.dtype(np.float32)
     recording = None
+    place = ""               # what is being launched, for reports: "conv1 forward"
     chunk = None             # images that a share takes through the convolutional layers at a time; None: all of them
 
     def images_at_once(self, outputs):
         """Images whose columns a convolution with that many outputs per image lays out at a time."""
         return self.chunk or 1 << 30
+
+    def slices(self, tiles):
+        """Slices of a long sum that together keep the device busy, if one makes `tiles` tiles of 128 x 128 of a product."""
+        return 1
 
     def launch(self, kernel, rows, *arguments):
         """Runs `kernel` over `rows` rows. Refuses, with the argument's name, what its declaration does not allow."""
@@ -45,8 +50,17 @@ class Device:
 
     def zeros(self, shape, dtype=None):
         array = self.empty(shape, dtype)
-        array.fill(0)
+        self.clear(array)
         return array
+
+    def clear(self, array):
+        """Fills a contiguous array with zeros, in order with the launches."""
+        array.fill(0)
+
+    def feed(self, pairs):
+        """Uploads the input of a pass, [(array, host array), ...], in order with the launches."""
+        for array, host in pairs:
+            self.upload(array, host)
 
     def synchronize(self):
         """Waits until everything launched is done."""

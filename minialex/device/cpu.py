@@ -93,8 +93,8 @@ class Builder:
 
 # Each kernel gets a function that unpacks 8-byte slots, so that one kind of call serves all.
 TRAMPOLINE = """
-extern "C" void run_{name}(const Slot* s, long long my_part, long long all_parts) {{
-    part = my_part; parts = all_parts;
+extern "C" void run_{name}(const Slot* s, long long part, long long parts) {{
+    grid_part = part; grid_parts = parts;
     {name}({arguments});
 }}
 """

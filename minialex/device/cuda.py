@@ -45,6 +45,7 @@ class CUDA(Device):
         self.model, self.processors = properties["name"].decode(), properties["multiProcessorCount"]
         self.modules = {}
         self.one, self.zero = np.ones(1, np.float32), np.zeros(1, np.float32)
+        self.copies, self.slots = cupy.cuda.Stream(non_blocking=True), [Slot(cupy), Slot(cupy)]
 
     def __str__(self):
         return f"{self.model}, {self.processors} multiprocessors, CuPy {self.cupy.__version__}"
@@ -53,19 +54,50 @@ class CUDA(Device):
         """The fewest images whose product fills the chip twice with tiles of 128 x 128."""
         return max(1, -(-2 * self.processors * 128 * 128 // outputs))
 
+    def slices(self, tiles):
+        return max(1, 2 * self.processors // tiles)
+
     def empty(self, shape, dtype=None):
         return self.cupy.empty(shape, self.float if dtype is None else dtype)
 
     def array(self, host, dtype=None):
-        """A copy on the GPU; floats become float32 unless told otherwise."""
-        host = self.cupy.asarray(host)
-        return host.astype(dtype or (self.float if host.dtype.kind == "f" else host.dtype), order="C")
+        """A copy of a numpy or CuPy array on the GPU; floats become float32 unless told otherwise."""
+        dtype = dtype or (self.float if host.dtype.kind == "f" else host.dtype)
+        return host.astype(dtype, order="C") if isinstance(host, self.array_type) else self.cupy.asarray(np.ascontiguousarray(host, dtype))
 
     def to_numpy(self, array):
         return self.cupy.asnumpy(array)
 
     def upload(self, array, host):
-        array.set(np.ascontiguousarray(host, array.dtype))
+        host = np.ascontiguousarray(host, array.dtype)
+        array.set(host)
+        self.synchronize()       # until then the copy may still be reading `host`
+
+    def feed(self, pairs):
+        """Copies the input of a pass up while the GPU still works on the one before.
+
+        The host fills one of two pinned buffers, the copy stream moves it to a buffer on the GPU, and the stream of the
+        launches takes it from there. Three waits keep the order: the host's for the pinned buffer's last copy, the copy
+        stream's until the buffer's last content was taken, and the launches' for the copy.
+        """
+        slot, launches = self.slots[0], self.cupy.cuda.get_current_stream()
+        self.slots.reverse()
+        parts, end = [], 0
+        for array, host in pairs:
+            parts.append((end, array, np.ascontiguousarray(host, array.dtype)))
+            end += -(-array.nbytes // 256) * 256
+        slot.copied.synchronize()
+        if slot.size < end:
+            slot.grow(end, launches)
+        for start, array, host in parts:
+            slot.pinned[start:start + array.nbytes] = host.reshape(-1).view(np.uint8)
+        self.copies.wait_event(slot.taken)
+        slot.buffer.copy_from_host_async(slot.pinned.ctypes.data, end, self.copies)
+        slot.copied.record(self.copies)
+        launches.wait_event(slot.copied)
+        for start, array, _ in parts:
+            array.data.copy_from_device_async(slot.buffer + start, array.nbytes, launches)
+        slot.taken.record(launches)
 
     def synchronize(self):
         self.cupy.cuda.get_current_stream().synchronize()
@@ -93,9 +125,20 @@ class CUDA(Device):
         arguments = (operation[transpose_b], operation[transpose_a], n, m, k, self.one.ctypes.data,
                      b.data.ptr, pitch[1], jump[1], a.data.ptr, pitch[0], jump[0],
                      (self.one if accumulate else self.zero).ctypes.data, c.data.ptr, pitch[2], jump[2], batch)
-        keep = a, b, c       # a recording may outlive its caller's arrays
 
-        def call():
-            assert keep
+        def call(keep=(a, b, c)):      # a recording may outlive its caller's arrays
             self.cublas.sgemmStridedBatched(self.cupy.cuda.get_cublas_handle(), *arguments)
         self.submit(call)
+
+
+class Slot:
+    """A pinned buffer of the host, a buffer of the GPU that it is copied to, and the events that say when each is free."""
+
+    def __init__(self, cupy):
+        self.cupy, self.size = cupy, 0
+        self.copied, self.taken = (cupy.cuda.Event(disable_timing=True) for _ in range(2))
+
+    def grow(self, size, launches):
+        self.pinned = np.frombuffer(self.cupy.cuda.alloc_pinned_memory(size), np.uint8, size)
+        self.buffer, self.size = self.cupy.cuda.alloc(size), size
+        self.taken.record(launches)      # what the launches so far do with this memory, which the pool may have given before

@@ -12,6 +12,7 @@ from .layer import Layer, as_array, device_of, put, run_alone
 from .window import Window
 
 STAGED = 1024      # as in kernels/im2col.cu
+BLOCK = 128        # as in kernels/add.cu
 
 
 def taps(x_height, x_width, out_height, out_width, kernel_height, kernel_width, stride_h, stride_w, pad_top, pad_left):
@@ -38,6 +39,13 @@ def im2col(rows, x, columns, height, width, channels, out_height, out_width, ker
     for kh, kw, (oh, ow), (h, w) in taps(height, width, out_height, out_width, kernel_height, kernel_width, stride_h, stride_w, pad_top, pad_left):
         out[:, :, oh, ow, kh, kw] = images[:, h, w].transpose(3, 0, 1, 2, 4)
     columns.reshape(-1)[:rows * pitch].reshape(rows, pitch)[:, :kernel_height * kernel_width * own] = out.reshape(rows, -1)
+
+
+@kernel("add.cu")
+def add_parts(rows, parts, to, count, slices, accumulate):
+    """to = the sum of the slices of parts, added to `to` if accumulate"""
+    total = parts.reshape(-1)[:slices * count].reshape(slices, *to.shape).sum(axis=0)
+    to[...] = to + total if accumulate else total
 
 
 @kernel("im2col.cu")
@@ -94,15 +102,24 @@ class Conv(Layer):
         height, width, filters = self.output(shape)
         return bias_partials(images * height * width, filters)
 
-    def passes(self, at):
+    def slices(self, shape, slices):
+        """Parts into which the weight gradient's long sum over pixels is cut: its product alone has few tiles."""
+        return slices(self.groups * -(-self.fan_in(shape) // 128) * -(-self.filters // self.groups // 128))
+
+    def split(self, shape, slices):
+        parts = self.slices(shape, slices)
+        return parts * self.fan_in(shape) * self.filters if parts > 1 else 0
+
+    def passes(self, at, reserved=0):
         """The images of a pass in pieces whose columns fit into the workspace, as slices."""
-        piece = max(1, at.columns.size // self.workspace(at.x.shape[1:]))
+        piece = max(1, (at.columns.size - reserved) // self.workspace(at.x.shape[1:]))
         return [slice(i, min(i + piece, len(at.x))) for i in range(0, len(at.x), piece)]
 
     def unfold(self, device, at, images):
-        """im2col of some images. -> columns as (groups, pixels, KH*KW*C/groups)"""
+        """im2col of some images. -> columns (groups, pixels, pitch), of which the first fan_in of each row are used"""
         self.launch_im2col(device, at.x[images], at.columns)
-        return self.matrices(at, images.stop - images.start)
+        shape = at.x.shape[1:]
+        return at.columns[:(images.stop - images.start) * self.workspace(shape)].reshape(self.groups, -1, self.pitch(shape))
 
     def launch_im2col(self, device, x, columns):
         shape, strip = x.shape[1:], self.strip(x.shape[1:])
@@ -120,34 +137,41 @@ class Conv(Layer):
     def geometry(self, shape):
         return (*shape, *self.window.arguments(*shape[:2]), self.groups, self.pitch(shape))
 
-    def matrices(self, at, n):
-        shape = at.x.shape[1:]
-        size = n * self.workspace(shape)
-        return at.columns[:size].reshape(self.groups, -1, self.pitch(shape))[:, :, :self.fan_in(shape)]
-
     def grouped(self, matrix):
-        """(rows, filters) as (groups, rows, filters/groups), without a copy."""
+        """(..., filters) as (groups, rows, filters/groups), without a copy."""
         return matrix.reshape(-1, self.groups, self.filters // self.groups).transpose(1, 0, 2)
 
     def forward(self, device, at):
-        weight = self.grouped(at.parameters["weight"])
+        weight, fan_in = self.grouped(at.parameters["weight"]), self.fan_in(at.x.shape[1:])
         for images in self.passes(at):
             y = at.y[images]
-            device.gemm(self.unfold(device, at, images), weight, self.grouped(y))
+            device.gemm(self.unfold(device, at, images)[:, :, :fan_in], weight, self.grouped(y))
             add_bias(device, y, at.parameters["bias"], self.relu)
 
     def backward(self, device, at):
         weight, dweight = self.grouped(at.parameters["weight"]), self.grouped(at.gradients["weight"])
-        shape = at.x.shape[1:]
+        shape, fan_in = at.x.shape[1:], self.fan_in(at.x.shape[1:])
         bias_gradient(device, at.y, at.dy, at.gradients["bias"], at.columns, self.relu, at.accumulate)
-        for images in self.passes(at):
-            dy = self.grouped(at.dy[images])
-            device.gemm(self.unfold(device, at, images), dy, dweight, transpose_a=True, accumulate=at.accumulate or images.start > 0)
+        for images in self.passes(at, self.split(shape, device.slices)):
+            columns, dy, n = self.unfold(device, at, images), at.dy[images].reshape(-1, self.filters), images.stop - images.start
+            accumulate, slices = at.accumulate or images.start > 0, min(n, self.slices(shape, device.slices))
+            sliced = len(dy) // n * (n // slices * slices) if slices > 1 else 0      # pixels, of whole images
+            if sliced:
+                self.add_slices(device, at, columns[:, :sliced], dy[:sliced], slices, accumulate)
+            if sliced < len(dy):
+                device.gemm(columns[:, sliced:, :fan_in], self.grouped(dy[sliced:]), dweight, transpose_a=True, accumulate=accumulate or sliced > 0)
             if at.dx is not None:
-                n = images.stop - images.start
-                device.gemm(dy, weight, self.matrices(at, n), transpose_b=True)
-                rows = n * shape[0] * shape[1] * self.groups
-                device.launch(col2im, rows, at.columns, at.dx[images], *self.geometry(shape))
+                device.gemm(self.grouped(dy), weight, columns[:, :, :fan_in], transpose_b=True)
+                device.launch(col2im, n * shape[0] * shape[1] * self.groups, at.columns, at.dx[images], *self.geometry(shape))
+
+    def add_slices(self, device, at, columns, dy, slices, accumulate):
+        """The weight gradient of columns (groups, pixels, pitch) and dy (pixels, filters) as a sum over slices of the pixels."""
+        weight, fan_in, own = at.gradients["weight"], self.fan_in(at.x.shape[1:]), self.filters // self.groups
+        parts = at.columns[at.columns.size - slices * weight.size:]
+        for g in range(self.groups):
+            device.gemm(columns[g].reshape(slices, -1, columns.shape[2])[:, :, :fan_in], dy.reshape(slices, -1, self.groups, own)[:, :, g],
+                        parts.reshape(slices, fan_in, self.groups, own)[:, :, g], transpose_a=True)
+        device.launch(add_parts, -(-weight.size // BLOCK), parts, weight, weight.size, slices, int(accumulate))
 
 
 def conv2d(x, w, b=None, *, stride=1, pad=0, groups=1, device="cpu"):

@@ -53,6 +53,10 @@ class Layer:
         """Floats of `columns` that backward needs at least for `images` images."""
         return 0
 
+    def split(self, shape, slices):
+        """Floats of `columns`, besides those of its images, for the parts of a sliced sum; slices as Device.slices."""
+        return 0
+
     def macs(self, shape):
         """Multiply-accumulates of a forward pass of one image."""
         return 0
@@ -99,7 +103,7 @@ def run_alone(layer, device, x, dy=None, parameters=None, step=0, **more):
                 now=device.array(np.array([step, 0.0]), np.float64), **more)
     site.y = site.x if layer.in_place else device.empty((n, *out), floats)
     site.kept = {k: device.empty((n, *s), d) for k, (s, d) in layer.kept(shape).items()}
-    site.columns = device.empty((max(layer.workspace(shape) * max(n, 1), layer.partials(shape, n)),), floats)
+    site.columns = device.empty((max(layer.workspace(shape) * max(n, 1) + layer.split(shape, device.slices), layer.partials(shape, n)),), floats)
     if n:
         layer.forward(device, site)
     if dy is not None:

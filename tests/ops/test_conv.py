@@ -6,8 +6,8 @@ import pytest
 from minialex.functional import col2im, conv2d, conv2d_backward, im2col
 from minialex.gradcheck import check_op, compare, to_host
 from minialex.ops.bias import slices
-from minialex.ops.conv import Conv
-from minialex.ops.layer import run_alone
+from minialex.ops.conv import BLOCK, Conv, add_parts
+from minialex.ops.layer import device_of, run_alone
 
 CASES = {                # x, w, options
     "one pixel": ((1, 1, 1, 1), (1, 1, 1, 1), {}),
@@ -150,3 +150,26 @@ def test_the_gradient_must_have_the_outputs_shape():
         conv2d_backward(np.zeros((2, 3, 3, 5), np.float32), X, W)
     with pytest.raises(ValueError, match="columns: expected shape"):
         col2im(np.zeros((1, 8, 36), np.float32), X.shape, 3)
+
+
+@pytest.mark.parametrize("images, slices", [(6, 3), (7, 3), (2, 5), (5, 1)])
+def test_a_weight_gradient_in_slices_of_the_pixels(device, images, slices, monkeypatch):
+    monkeypatch.setattr(device, "slices", lambda tiles: slices, raising=False)
+    random = np.random.default_rng(images)
+    x, w = random.standard_normal((images, 7, 6, 6)), random.standard_normal((3, 2, 3, 8))
+    dy = random.standard_normal((images, *conv2d(x, w, pad=1, groups=2, device="numpy").shape[1:]))
+    ours = conv2d_backward(dy.astype(np.float32), x.astype(np.float32), w.astype(np.float32), pad=1, groups=2, device=device)
+    for name, mine, truth in zip(("dx", "dw", "db"), ours, conv2d_backward(dy, x, w, pad=1, groups=2, device="numpy")):
+        compare("conv2d_backward", name, to_host(mine), truth)
+
+
+@pytest.mark.parametrize("accumulate", [0, 1])
+@pytest.mark.parametrize("count", [1, 31, BLOCK, 5 * BLOCK + 7])
+def test_add_parts(device, count, accumulate):
+    random = np.random.default_rng(count)
+    parts, to = random.standard_normal((3, count)).astype(np.float32), random.standard_normal(count).astype(np.float32)
+    for place in (device, device_of("numpy")):
+        total = place.array(to, np.float32)
+        place.launch(add_parts, -(-count // BLOCK), place.array(parts, np.float32), total, count, 3, accumulate)
+        place.synchronize()
+        np.testing.assert_allclose(place.to_numpy(total), to * accumulate + parts.sum(axis=0), rtol=1e-5, atol=1e-6)

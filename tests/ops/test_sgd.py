@@ -1,4 +1,4 @@
-"""The SGD kernel in both published forms against plain numpy, with lr changing, and `add`."""
+"""The SGD kernel in both published forms against plain numpy, with lr changing."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import pytest
 from minialex.functional import sgd_update
 from minialex.gradcheck import compare, to_host
 from minialex.ops.layer import device_of
-from minialex.optim import BLOCK, SGD, add
+from minialex.optim import BLOCK, SGD
 
 
 def plain(w, v, g, lr, momentum, decay, form):
@@ -63,18 +63,6 @@ def test_nan_gradients_are_seen_and_nothing_else_is_touched(device):
     w, v = map(to_host, sgd_update(np.ones(1500, np.float32), np.zeros(1500, np.float32), g, lr=0.1, device=device))
     np.testing.assert_array_equal(np.flatnonzero(np.isnan(w)), [1200])
     assert (np.delete(w, 1200) == 1).all() and (np.delete(v, 1200) == 0).all()
-
-
-@pytest.mark.parametrize("count", [1, 31, BLOCK - 1, BLOCK, BLOCK + 1, 5 * BLOCK + 7])
-def test_add(device, count):
-    random = np.random.default_rng(count)
-    to, other = (random.standard_normal(count).astype(np.float32) for _ in range(2))
-    for place in (device, device_of("numpy")):
-        total, more = place.array(to, np.float32), place.array(other, np.float32)
-        place.launch(add, -(-count // BLOCK), total, more, count)
-        place.synchronize()
-        np.testing.assert_array_equal(place.to_numpy(total), to + other)
-        np.testing.assert_array_equal(place.to_numpy(more), other)
 
 
 def test_mistakes_name_the_argument(device):

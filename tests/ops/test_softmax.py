@@ -6,7 +6,7 @@ import pytest
 from minialex.functional import softmax, softmax_cross_entropy
 from minialex.gradcheck import check_op, compare, to_host
 from minialex.ops.layer import device_of
-from minialex.ops.softmax import label_rank
+from minialex.ops.softmax import label_rank, tally
 
 
 @pytest.mark.parametrize("n, classes", [(1, 1), (5, 1), (1, 2), (3, 31), (7, 33), (2, 48), (3, 257), (1, 1000), (0, 10)])
@@ -96,3 +96,17 @@ def test_ranks_of_many_classes(device):
     x, label = random.integers(0, 9, (50, 1000)).astype(np.float32), random.integers(0, 1000, 50)
     order = np.argsort(-x, axis=1, kind="stable")
     assert rank(device, x, label) == (order == label[:, None]).argmax(axis=1).tolist()
+
+
+@pytest.mark.parametrize("n, batch", [(1, 1), (33, 33), (5, 64), (64, 70)])
+def test_tally_adds_up_by_place_in_the_batch(device, n, batch):
+    random = np.random.default_rng(n)
+    loss, rank = random.standard_normal(batch).astype(np.float32), random.integers(0, 8, batch).astype(np.float32)
+    before = random.standard_normal((3, batch))
+    truth = before.copy()
+    truth[:, :n] += loss[:n], rank[:n] < 1, rank[:n] < 5
+    for place in (device, device_of("numpy")):
+        totals = place.array(before, np.float64)
+        place.launch(tally, -(-n // 32), place.array(loss, place.float), place.array(rank, place.float), totals, n, batch)
+        place.synchronize()
+        np.testing.assert_array_equal(place.to_numpy(totals), truth)
