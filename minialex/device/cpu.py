@@ -143,11 +143,14 @@ class CPU(Device):
         return f"{self.threads} thread{'s' * (self.threads > 1)}, kernels compiled by {self.builder.version}"
 
     def text(self, file):
-        """The .cu file with a trampoline for each of its kernels."""
+        return self.wrapped(source_text(file), declarations(file))
+
+    def wrapped(self, code, declared):
+        """The text of a .cu file with a trampoline for each of its kernels."""
         calls = [self.trampoline.format(name=name, arguments=", ".join(
             f"({a.type})s[{i}].{'p' if a.pointer else FIELDS[a.type]}" for i, a in enumerate(arguments)))
-            for name, arguments in declarations(file).items()]
-        return self.prelude + source_text(file) + SLOT + "".join(calls)
+            for name, arguments in declared.items()]
+        return self.prelude + code + SLOT + "".join(calls)
 
     def empty(self, shape, dtype=None):
         """An array that starts on a cache line."""

@@ -42,7 +42,11 @@ def source_text(file):
 @functools.lru_cache(maxsize=None)
 def declarations(path):
     """{kernel: [Argument, ...]} as declared with KERNEL in a .cu file."""
-    text = re.sub(r"//[^\n]*", "", Path(path).read_text())
+    return declared_in(Path(path).read_text())
+
+
+def declared_in(text):
+    text = re.sub(r"//[^\n]*", "", text)
     return {name: [Argument(a) for a in arguments.split(",")]
             for name, arguments in re.findall(r"^KERNEL\s+(\w+)\s*\(([^)]*)\)", text, re.M)}
 

@@ -183,7 +183,7 @@ static void set_order(int* order, unsigned seed) {
     }
 }
 
-__attribute__((no_sanitize_address)) static void poison_shared_memory() {
+__attribute__((no_sanitize("address", "thread"))) static void poison_shared_memory() {
     for (volatile char* p = __start_simt_shared; p != __stop_simt_shared; ++p) *p = -1;
 }
 

@@ -1,0 +1,486 @@
+"""A stand-in for the few parts of CuPy that minialex/device/cuda.py uses, so that every line of it runs without a GPU.
+
+Kernels run thread by thread (simt.h), everything else follows CuPy 14.2; the file of CuPy's sources that a rule comes from
+is named beside it. What a GPU would let go wrong silently goes wrong here:
+
+  - memory of the device is protected from the host except while the device works, so a host read is a segmentation fault;
+  - streams run as late as synchronisation allows, or as early as events allow (`Schedule`), so a missing wait shows;
+  - new memory and freed blocks are full of NaN, so a missing write and a use after free show;
+  - scalars are passed in their own width beside bytes of NaN, so a wrong width shows.
+
+`install()` gives the modules to put into sys.modules.
+"""
+
+import contextlib
+import ctypes
+import importlib.machinery
+import mmap
+import types
+import weakref
+from collections import deque
+
+import numpy as np
+
+from minialex.device.kernel import declared_in
+
+from .device import SIMT, SimtError
+
+ARENA = 1 << 30
+libc = ctypes.CDLL(None, use_errno=True)
+POISON = 0xFF
+
+
+class CUDARuntimeError(RuntimeError):
+    """cupy_backends/cuda/api/runtime.pyx: the name of the error and its words."""
+
+    def __init__(self, status, text):
+        super().__init__(text)
+        self.status = status
+
+
+class CUDADriverError(CUDARuntimeError):
+    """cupy_backends/cuda/api/driver.pyx."""
+
+
+class CUBLASError(RuntimeError):
+    """cupy_backends/cuda/libs/cublas.pyx."""
+
+
+class OutOfMemoryError(MemoryError):
+    """cupy/cuda/memory.pyx."""
+
+
+class GPU:
+    """The device behind the modules: its memory, its streams, and a pending fault."""
+
+    def __init__(self):
+        self.map = mmap.mmap(-1, ARENA, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000)      # MAP_NORESERVE
+        self.start = ctypes.addressof(ctypes.c_char.from_buffer(self.map))
+        self.simt = SIMT("permuted")
+        self.limit, self.processors, self.devices, self.driver = ARENA, 2, 1, True
+        self.eager = {"launches": False, "copies": False}
+        self.end, self.used, self.free, self.fault, self.working = self.start, 0, {}, None, 0
+        self.streams, self.launches, self.protected = weakref.WeakSet(), [], False
+        self.protect(True)
+
+    def protect(self, on):
+        if libc.mprotect(ctypes.c_void_p(self.start), ctypes.c_size_t(ARENA), 0 if on else 3):
+            raise OSError(ctypes.get_errno(), "mprotect")
+
+    @contextlib.contextmanager
+    def work(self):
+        """The device works: its memory may be touched."""
+        if not self.working:
+            self.protect(False)
+        self.working += 1
+        try:
+            yield
+        finally:
+            self.working -= 1
+            if not self.working:
+                self.protect(True)
+
+    def check(self):
+        """A fault stays, and every later call that is checked raises it."""
+        if self.fault:
+            raise CUDARuntimeError(700, f"cudaErrorIllegalAddress: an illegal memory access was encountered ({self.fault})")
+
+    def bytes(self, address, size):
+        """Memory of the device as bytes, for the device; a host pointer is a fault."""
+        if not self.start <= address <= address + size <= self.end:
+            self.fault = f"{size} bytes at 0x{address:x} are not memory of the device"
+            raise CUDARuntimeError(700, "")
+        return np.ndarray((size,), np.uint8, (ctypes.c_ubyte * size).from_address(address))
+
+    def malloc(self, size):
+        """cupy/cuda/memory.pyx: 512-byte steps, an arena per stream, the smallest free chunk that fits."""
+        stream, size = get_current_stream(), max(512, -(-size // 512) * 512)
+        chunks = self.free.setdefault(stream.ptr, [])
+        fitting = [chunk for chunk in chunks if chunk[1] >= size]
+        if fitting:
+            chunk = min(fitting, key=lambda chunk: chunk[1])
+            chunks.remove(chunk)
+        elif self.used + size > self.limit:
+            raise OutOfMemoryError(f"Out of memory allocating {size:,} bytes (allocated so far: {self.used:,} bytes).")
+        else:
+            chunk = self.end, size
+            self.end, self.used = self.end + size, self.used + size
+            stream.push(lambda: self.bytes(*chunk).fill(POISON))
+        return chunk, stream
+
+    def release(self, chunk, stream):
+        """Back to the pool at once, without waiting; what the next owner finds is poison, in the order of the stream."""
+        self.free[stream.ptr].append(chunk)
+        stream.push(lambda: self.bytes(*chunk).fill(POISON))
+
+
+gpu = None
+
+
+class Stream:
+    """cupy/cuda/stream.pyx. `with` changes the current stream and waits for nothing."""
+
+    current = []
+
+    def __init__(self, null=False, non_blocking=False, ptds=False, priority=None):
+        if not null and not non_blocking:
+            raise NotImplementedError("the stand-in does not order a blocking stream against the null stream")
+        self.kind, self.ptr, self.queue = "launches" if null else "copies", 0 if null else id(self), deque()
+        gpu.streams.add(self)
+
+    def __enter__(self):
+        self.current.append(self)
+        return self
+
+    def __exit__(self, *error):
+        self.current.pop()
+
+    def push(self, work):
+        """Queues work: a function to call, or a Mark to wait for."""
+        self.queue.append(work)
+        advance()
+
+    def blocked(self):
+        return isinstance(self.queue[0], Mark) and not self.queue[0].reached
+
+    def step(self):
+        work = self.queue.popleft()
+        if not isinstance(work, Mark):
+            if gpu.fault:
+                return
+            try:
+                with gpu.work():
+                    work()
+            except CUDARuntimeError:
+                assert gpu.fault
+        elif not work.reached:
+            work.stream.run_to(work)
+
+    def run_to(self, mark=None):
+        """Runs what is queued, up to a mark of this stream."""
+        while self.queue and not (mark and mark.reached):
+            self.step()
+
+    def synchronize(self):
+        gpu.check()
+        self.run_to()
+        advance()
+        gpu.check()
+
+    def record(self, event=None):
+        event = event or Event()
+        event.record(self)
+        return event
+
+    def wait_event(self, event):
+        gpu.check()
+        if event.mark:      # one that was never recorded holds nothing up (CUDA runtime API, cudaStreamWaitEvent)
+            self.push(event.mark)
+
+
+class Mark:
+    """A place in a stream, that an event was recorded at."""
+
+    def __init__(self, stream):
+        self.stream, self.reached = stream, False
+
+    def reach(self):
+        self.reached = True
+
+
+class Event:
+    def __init__(self, block=False, disable_timing=False, interprocess=False):
+        self.mark = None
+
+    def record(self, stream=None):
+        stream = stream or get_current_stream()
+        gpu.check()
+        self.mark = Mark(stream)
+        stream.push(self.mark.reach)
+
+    def synchronize(self):
+        gpu.check()
+        if self.mark:
+            self.mark.stream.run_to(self.mark)
+            advance()
+        gpu.check()
+
+
+def advance():
+    """Lets the streams that run early go on as far as events allow."""
+    moved = True
+    while moved:
+        moved = False
+        for stream in list(gpu.streams):
+            while gpu.eager[stream.kind] and stream.queue and not stream.blocked():
+                stream.step()
+                moved = True
+
+
+def get_current_stream(device_id=-1):
+    return Stream.current[-1] if Stream.current else Stream.null
+
+
+class Memory:
+    """A block of the pool; it goes back when nothing refers to it any more."""
+
+    def __init__(self, size):
+        chunk, stream = gpu.malloc(size)
+        self.ptr = chunk[0]
+        self.back = weakref.finalize(self, gpu.release, chunk, stream)
+        self.back.atexit = False
+
+
+class MemoryPointer:
+    """cupy/cuda/memory.pyx. The copies read and write when the stream comes to them."""
+
+    def __init__(self, mem, offset):
+        self.mem, self.ptr = mem, mem.ptr + offset
+
+    def __add__(self, offset):
+        return MemoryPointer(self.mem, self.ptr - self.mem.ptr + offset)
+
+    def copy_from_host_async(self, mem, size, stream=None):
+        gpu.check()
+        here = self.ptr
+        (stream or get_current_stream()).push(lambda: ctypes.memmove(gpu.bytes(here, size).ctypes.data, mem, size))
+
+    def copy_from_device_async(self, src, size, stream=None):
+        gpu.check()
+        here, there = self.ptr, src.ptr
+        (stream or get_current_stream()).push(lambda: np.copyto(gpu.bytes(here, size), gpu.bytes(there, size)))
+
+
+def alloc(size):
+    return MemoryPointer(Memory(size), 0)
+
+
+def alloc_pinned_memory(size):
+    """cupy/cuda/pinned_memory.pyx: rounded up to a power of two from 512 on; freed at once, whatever copies are queued."""
+    whole = (ctypes.c_ubyte * max(512, 1 << (size - 1).bit_length()))()
+    mine = (ctypes.c_ubyte * len(whole)).from_buffer(whole)
+    weakref.finalize(mine, ctypes.memset, ctypes.addressof(whole), POISON, len(whole)).atexit = False
+    return mine
+
+
+class Flags:
+    """cupy/_core/flags.pyx: there is no `writeable`."""
+
+    def __init__(self, flags):
+        self.c_contiguous, self.f_contiguous, self.owndata = flags.c_contiguous, flags.f_contiguous, flags.owndata
+
+
+class ndarray:
+    """cupy/_core/core.pyx. `lies` is the array over protected memory: only the device may look into it."""
+
+    def __init__(self, memory, lies):
+        self.memory, self.lies = memory, lies
+
+    shape, dtype, strides = (property(lambda self, name=name: getattr(self.lies, name)) for name in ("shape", "dtype", "strides"))
+    ndim, size, nbytes, itemsize = (property(lambda self, name=name: getattr(self.lies, name)) for name in ("ndim", "size", "nbytes", "itemsize"))
+    flags = property(lambda self: Flags(self.lies.flags))
+    data = property(lambda self: MemoryPointer(self.memory, self.lies.ctypes.data - self.memory.ptr))
+
+    def __len__(self):
+        return len(self.lies)
+
+    def __array__(self, dtype=None):
+        raise TypeError("Implicit conversion to a NumPy array is not allowed. Please use `.get()` to construct a NumPy array explicitly.")
+
+    def __getitem__(self, index):
+        return ndarray(self.memory, self.lies[index])
+
+    def __setitem__(self, index, value):
+        if not isinstance(value, ndarray):
+            raise ValueError("non-scalar numpy.ndarray cannot be used for fill")
+        to = self.lies[index]
+        get_current_stream().push(lambda value=value: np.copyto(to, value.lies, casting="unsafe"))
+
+    def reshape(self, *shape, order="C", copy=None):
+        view = self.lies.view()
+        view.shape = np.empty(self.shape, np.void).reshape(*shape).shape      # refuses where numpy would have to copy
+        return ndarray(self.memory, view)
+
+    def transpose(self, *axes):
+        return ndarray(self.memory, self.lies.transpose(*axes))
+
+    T = property(transpose)
+
+    def astype(self, dtype, order="K", casting=None, subok=None, copy=True):
+        new = empty(self.shape, dtype)
+        get_current_stream().push(lambda: np.copyto(new.lies, self.lies, casting="unsafe"))
+        return new
+
+    def copy(self, order="C"):
+        return self.astype(self.dtype)
+
+    def fill(self, value):
+        get_current_stream().push(lambda: self.lies.fill(value))
+
+    def set(self, arr, stream=None):
+        """One asynchronous copy; nobody keeps `arr` alive meanwhile."""
+        if not isinstance(arr, np.ndarray):
+            raise TypeError("Only numpy.ndarray can be set to cupy.ndarray")
+        if arr.dtype != self.dtype:
+            raise TypeError(f"{arr.dtype} array cannot be set to {self.dtype} array")
+        if arr.shape != self.shape:
+            raise ValueError(f"Shape mismatch. Old shape: {self.shape}, new shape: {arr.shape}")
+        if not self.flags.c_contiguous:
+            raise RuntimeError("Cannot set to non-contiguous array")
+        if self.size:
+            self.data.copy_from_host_async(np.ascontiguousarray(arr).ctypes.data, self.nbytes, stream)
+
+    def get(self, stream=None, order="C", out=None, blocking=True):
+        out, stream = np.empty(self.shape, self.dtype) if out is None else out, stream or get_current_stream()
+        stream.push(lambda: np.copyto(out, self.lies))
+        if blocking:
+            stream.synchronize()
+        return out
+
+
+def empty(shape, dtype=float, order="C"):
+    dtype = np.dtype(dtype)
+    size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    memory = Memory(size)
+    return ndarray(memory, np.ndarray(shape, dtype, (ctypes.c_ubyte * max(size, 1)).from_address(memory.ptr)))
+
+
+def asarray(a, dtype=None, order=None, *, copy=None, blocking=False):
+    """cupy/_creation/from_data.py: from numpy through a pinned buffer of CuPy's own, so `a` may change at once."""
+    staged = np.array(a, dtype, order="C")
+    new = empty(staged.shape, staged.dtype)
+    get_current_stream().push(lambda: np.copyto(new.lies, staged))
+    return new
+
+
+def asnumpy(a, stream=None, order="C", out=None, *, blocking=True):
+    return a.get(stream, order, out, blocking)
+
+
+class RawModule:
+    """cupy/_core/raw.pyx: compiled by the first get_function."""
+
+    def __init__(self, *, code=None, path=None, options=(), backend="nvrtc", translate_cucomplex=False, enable_cooperative_groups=False,
+                 name_expressions=None, jitify=None):
+        if not isinstance(options, tuple):
+            raise TypeError(f"Argument 'options' has incorrect type (expected tuple, got {type(options).__name__})")
+        self.code, self.library = code, None
+
+    def get_function(self, name):
+        if self.library is None:
+            self.library = gpu.simt.builder.build("module", gpu.simt.wrapped(self.code, declared_in(self.code)))
+        if not hasattr(self.library, f"run_{name}"):
+            raise CUDADriverError(500, f"CUDA_ERROR_NOT_FOUND: named symbol not found ({name})")
+        return RawKernel(name, getattr(self.library, f"run_{name}"))
+
+
+class RawKernel:
+    def __init__(self, name, function):
+        self.name, self.function = name, ctypes.cast(function, ctypes.c_void_p).value
+
+    def __call__(self, grid, block, args, *, shared_mem=0):
+        """cupy/cuda/function.pyx: sizes of a grid below 1 become 1, and neither number nor width of arguments is checked."""
+        gpu.check()
+        grid, block = (max(1, int((size + (1, 1))[0])) for size in (grid, block))
+        if grid > 2**31 - 1 or block > 1024 or block > 128:      # 128: __launch_bounds__ of grid.cuh
+            raise CUDADriverError(1, "CUDA_ERROR_INVALID_VALUE: invalid argument")
+        slots = np.full(len(args) + 16, 2**64 - 1, np.uint64)
+        pointers = []
+        for i, value in enumerate(args):
+            packed = pack(value)
+            slots[i:i + 1].view(np.uint8)[:len(packed)] = np.frombuffer(packed, np.uint8)
+            pointers += [value.data.ptr] if isinstance(value, ndarray) and value.size else []
+        gpu.launches.append((self.name, grid, block))
+
+        def run():
+            for pointer in pointers:
+                gpu.bytes(pointer, 1)
+            gpu.simt.run_blocks(self.function, slots, grid, block, 0, grid - 1)
+        get_current_stream().push(run)
+
+
+def pack(value):
+    """cupy/cuda/function.pyx `_pointer` and cupy/_core/_scalar.pyx: what goes to the driver for an argument."""
+    if isinstance(value, ndarray):
+        return np.uint64(value.data.ptr if value.size else 0).tobytes()
+    if isinstance(value, np.ndarray):
+        if value.size == 1:
+            return value.tobytes()
+        raise TypeError(f"You are trying to pass a numpy.ndarray of shape {value.shape} as a kernel parameter. Only numpy.ndarrays of size one "
+                        "can be passed by value. If you meant to pass a pointer to __global__ memory, you need to pass a cupy.ndarray instead.")
+    if isinstance(value, bool):
+        return np.bool_(value).tobytes()
+    if isinstance(value, int):
+        return np.uint64(value % 2**64).tobytes()
+    if isinstance(value, float):
+        return np.float64(value).tobytes()
+    if isinstance(value, np.generic):
+        return value.tobytes()
+    raise TypeError(f"Unsupported type {type(value)}")
+
+
+def sgemmStridedBatched(handle, transa, transb, m, n, k, alpha, A, lda, strideA, B, ldb, strideB, beta, C, ldc, strideC, batchCount):
+    """cupy_backends/cuda/libs/cublas.pyx, on the current stream; column-major, alpha and beta in host memory (cuBLAS's default)."""
+    if min(m, n, k) < 0 or lda < max(1, k if transa else m) or ldb < max(1, n if transb else k) or ldc < max(1, m):
+        raise CUBLASError("CUBLAS_STATUS_INVALID_VALUE")
+    alpha, beta = (np.float32(ctypes.c_float.from_address(pointer).value) for pointer in (alpha, beta))
+
+    def matrices(pointer, rows, columns, pitch, stride):
+        floats = max(0, (batchCount - 1) * stride + (columns - 1) * pitch + rows) if rows and columns else 0
+        flat = gpu.bytes(pointer, floats * 4).view(np.float32)
+        return np.lib.stride_tricks.as_strided(flat, (batchCount, rows, columns), (stride * 4, 4, pitch * 4))
+
+    def run():
+        a = matrices(A, *((k, m) if transa else (m, k)), lda, strideA)
+        b = matrices(B, *((n, k) if transb else (k, n)), ldb, strideB)
+        c = matrices(C, m, n, ldc, strideC)
+        product = alpha * np.matmul(a.swapaxes(1, 2) if transa else a, b.swapaxes(1, 2) if transb else b)
+        c[...] = product + beta * c if beta else product
+    gpu.check()
+    get_current_stream().push(run)
+
+
+def getDeviceCount():
+    if not gpu.driver:
+        raise CUDARuntimeError(35, "cudaErrorInsufficientDriver: CUDA driver version is insufficient for CUDA runtime version")
+    return gpu.devices
+
+
+def getDeviceProperties(device):
+    return {"name": b"stand-in", "multiProcessorCount": gpu.processors, "major": 9, "minor": 0, "totalGlobalMem": ARENA}
+
+
+class Device:
+    def __init__(self, device=None):
+        self.id = device or 0
+
+
+def install():
+    """A fresh device, and the modules of CuPy that stand for it. -> {name: module}"""
+    global gpu
+    gpu = GPU()
+    Stream.current = []
+    Stream.null = Stream(null=True)
+    runtime = dict(getDeviceCount=getDeviceCount, getDeviceProperties=getDeviceProperties, CUDARuntimeError=CUDARuntimeError)
+    modules = {
+        "cupy": dict(__version__="stand-in", ndarray=ndarray, empty=empty, asarray=asarray, asnumpy=asnumpy, RawModule=RawModule),
+        "cupy.cuda": dict(Stream=Stream, Event=Event, Device=Device, MemoryPointer=MemoryPointer, alloc=alloc,
+                          alloc_pinned_memory=alloc_pinned_memory, get_current_stream=get_current_stream, get_cublas_handle=lambda: 1),
+        "cupy.cuda.runtime": runtime, "cupy.cuda.memory": dict(OutOfMemoryError=OutOfMemoryError),
+        "cupy_backends": {}, "cupy_backends.cuda": {}, "cupy_backends.cuda.libs": {},
+        "cupy_backends.cuda.libs.cublas": dict(CUBLAS_OP_N=0, CUBLAS_OP_T=1, sgemmStridedBatched=sgemmStridedBatched),
+        "cupy_backends.cuda.libs.nvrtc": dict(getVersion=lambda: (13, 0)),
+    }
+    made = {}
+    for name, values in modules.items():
+        made[name] = types.ModuleType(name)
+        made[name].__spec__ = importlib.machinery.ModuleSpec(name, None, is_package=True)
+        made[name].__path__ = []
+        vars(made[name]).update(values)
+        parent, _, child = name.rpartition(".")
+        if parent:
+            setattr(made[parent], child, made[name])
+    return made
+
+
+__all__ = ["SimtError", "install"]
