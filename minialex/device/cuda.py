@@ -9,6 +9,7 @@ from .kernel import source_text, sources
 
 ROWS_PER_BLOCK = 4               # as in grid.cuh: a block of 128 threads has 4 warps, a row each
 LARGEST_GRID = 2**31 - 1
+OPTIONS = ("-std=c++17",)
 
 
 def why_not():
@@ -105,7 +106,7 @@ class CUDA(Device):
     def bind(self, kernel, rows, arguments):
         values = tuple(kernel.bind((rows, *arguments), self.array_type, self.name))
         if kernel.source not in self.modules:
-            self.modules[kernel.source] = self.cupy.RawModule(code=source_text(sources() / kernel.source), options=("-std=c++17",))
+            self.modules[kernel.source] = self.cupy.RawModule(code=source_text(sources() / kernel.source), options=OPTIONS)
         function = self.modules[kernel.source].get_function(kernel.name)
         grid = max(1, min(-(-rows // ROWS_PER_BLOCK), LARGEST_GRID))
         return lambda: function((grid,), (32 * ROWS_PER_BLOCK,), values)

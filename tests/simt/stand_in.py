@@ -105,13 +105,13 @@ class GPU:
         else:
             chunk = self.end, size
             self.end, self.used = self.end + size, self.used + size
-            stream.push(lambda: self.bytes(*chunk).fill(POISON))
+            stream._push(lambda: self.bytes(*chunk).fill(POISON))
         return chunk, stream
 
     def release(self, chunk, stream):
         """Back to the pool at once, without waiting; what the next owner finds is poison, in the order of the stream."""
         self.free[stream.ptr].append(chunk)
-        stream.push(lambda: self.bytes(*chunk).fill(POISON))
+        stream._push(lambda: self.bytes(*chunk).fill(POISON))
 
 
 gpu = None
@@ -125,7 +125,7 @@ class Stream:
     def __init__(self, null=False, non_blocking=False, ptds=False, priority=None):
         if not null and not non_blocking:
             raise NotImplementedError("the stand-in does not order a blocking stream against the null stream")
-        self.kind, self.ptr, self.queue = "launches" if null else "copies", 0 if null else id(self), deque()
+        self._kind, self.ptr, self._queue = "launches" if null else "copies", 0 if null else id(self), deque()
         gpu.streams.add(self)
 
     def __enter__(self):
@@ -135,16 +135,16 @@ class Stream:
     def __exit__(self, *error):
         self.current.pop()
 
-    def push(self, work):
+    def _push(self, work):
         """Queues work: a function to call, or a Mark to wait for."""
-        self.queue.append(work)
+        self._queue.append(work)
         advance()
 
-    def blocked(self):
-        return isinstance(self.queue[0], Mark) and not self.queue[0].reached
+    def _blocked(self):
+        return isinstance(self._queue[0], Mark) and not self._queue[0].reached
 
-    def step(self):
-        work = self.queue.popleft()
+    def _step(self):
+        work = self._queue.popleft()
         if not isinstance(work, Mark):
             if gpu.fault:
                 return
@@ -154,16 +154,16 @@ class Stream:
             except CUDARuntimeError:
                 assert gpu.fault
         elif not work.reached:
-            work.stream.run_to(work)
+            work.stream._run_to(work)
 
-    def run_to(self, mark=None):
+    def _run_to(self, mark=None):
         """Runs what is queued, up to a mark of this stream."""
-        while self.queue and not (mark and mark.reached):
-            self.step()
+        while self._queue and not (mark and mark.reached):
+            self._step()
 
     def synchronize(self):
         gpu.check()
-        self.run_to()
+        self._run_to()
         advance()
         gpu.check()
 
@@ -174,8 +174,8 @@ class Stream:
 
     def wait_event(self, event):
         gpu.check()
-        if event.mark:      # one that was never recorded holds nothing up (CUDA runtime API, cudaStreamWaitEvent)
-            self.push(event.mark)
+        if event._mark:      # one that was never recorded holds nothing up (CUDA runtime API, cudaStreamWaitEvent)
+            self._push(event._mark)
 
 
 class Mark:
@@ -190,18 +190,18 @@ class Mark:
 
 class Event:
     def __init__(self, block=False, disable_timing=False, interprocess=False):
-        self.mark = None
+        self._mark = None
 
     def record(self, stream=None):
         stream = stream or get_current_stream()
         gpu.check()
-        self.mark = Mark(stream)
-        stream.push(self.mark.reach)
+        self._mark = Mark(stream)
+        stream._push(self._mark.reach)
 
     def synchronize(self):
         gpu.check()
-        if self.mark:
-            self.mark.stream.run_to(self.mark)
+        if self._mark:
+            self._mark.stream._run_to(self._mark)
             advance()
         gpu.check()
 
@@ -212,8 +212,8 @@ def advance():
     while moved:
         moved = False
         for stream in list(gpu.streams):
-            while gpu.eager[stream.kind] and stream.queue and not stream.blocked():
-                stream.step()
+            while gpu.eager[stream._kind] and stream._queue and not stream._blocked():
+                stream._step()
                 moved = True
 
 
@@ -243,12 +243,12 @@ class MemoryPointer:
     def copy_from_host_async(self, mem, size, stream=None):
         gpu.check()
         here = self.ptr
-        (stream or get_current_stream()).push(lambda: ctypes.memmove(gpu.bytes(here, size).ctypes.data, mem, size))
+        (stream or get_current_stream())._push(lambda: ctypes.memmove(gpu.bytes(here, size).ctypes.data, mem, size))
 
     def copy_from_device_async(self, src, size, stream=None):
         gpu.check()
         here, there = self.ptr, src.ptr
-        (stream or get_current_stream()).push(lambda: np.copyto(gpu.bytes(here, size), gpu.bytes(there, size)))
+        (stream or get_current_stream())._push(lambda: np.copyto(gpu.bytes(here, size), gpu.bytes(there, size)))
 
 
 def alloc(size):
@@ -271,51 +271,51 @@ class Flags:
 
 
 class ndarray:
-    """cupy/_core/core.pyx. `lies` is the array over protected memory: only the device may look into it."""
+    """cupy/_core/core.pyx. `_lies` is the array over protected memory: only the device may look into it."""
 
     def __init__(self, memory, lies):
-        self.memory, self.lies = memory, lies
+        self._memory, self._lies = memory, lies
 
-    shape, dtype, strides = (property(lambda self, name=name: getattr(self.lies, name)) for name in ("shape", "dtype", "strides"))
-    ndim, size, nbytes, itemsize = (property(lambda self, name=name: getattr(self.lies, name)) for name in ("ndim", "size", "nbytes", "itemsize"))
-    flags = property(lambda self: Flags(self.lies.flags))
-    data = property(lambda self: MemoryPointer(self.memory, self.lies.ctypes.data - self.memory.ptr))
+    shape, dtype, strides = (property(lambda self, name=name: getattr(self._lies, name)) for name in ("shape", "dtype", "strides"))
+    ndim, size, nbytes, itemsize = (property(lambda self, name=name: getattr(self._lies, name)) for name in ("ndim", "size", "nbytes", "itemsize"))
+    flags = property(lambda self: Flags(self._lies.flags))
+    data = property(lambda self: MemoryPointer(self._memory, self._lies.ctypes.data - self._memory.ptr))
 
     def __len__(self):
-        return len(self.lies)
+        return len(self._lies)
 
     def __array__(self, dtype=None):
         raise TypeError("Implicit conversion to a NumPy array is not allowed. Please use `.get()` to construct a NumPy array explicitly.")
 
     def __getitem__(self, index):
-        return ndarray(self.memory, self.lies[index])
+        return ndarray(self._memory, self._lies[index])
 
     def __setitem__(self, index, value):
         if not isinstance(value, ndarray):
             raise ValueError("non-scalar numpy.ndarray cannot be used for fill")
-        to = self.lies[index]
-        get_current_stream().push(lambda value=value: np.copyto(to, value.lies, casting="unsafe"))
+        to = self._lies[index]
+        get_current_stream()._push(lambda value=value: np.copyto(to, value._lies, casting="unsafe"))
 
     def reshape(self, *shape, order="C", copy=None):
-        view = self.lies.view()
+        view = self._lies.view()
         view.shape = np.empty(self.shape, np.void).reshape(*shape).shape      # refuses where numpy would have to copy
-        return ndarray(self.memory, view)
+        return ndarray(self._memory, view)
 
     def transpose(self, *axes):
-        return ndarray(self.memory, self.lies.transpose(*axes))
+        return ndarray(self._memory, self._lies.transpose(*axes))
 
     T = property(transpose)
 
     def astype(self, dtype, order="K", casting=None, subok=None, copy=True):
         new = empty(self.shape, dtype)
-        get_current_stream().push(lambda: np.copyto(new.lies, self.lies, casting="unsafe"))
+        get_current_stream()._push(lambda: np.copyto(new._lies, self._lies, casting="unsafe"))
         return new
 
     def copy(self, order="C"):
         return self.astype(self.dtype)
 
     def fill(self, value):
-        get_current_stream().push(lambda: self.lies.fill(value))
+        get_current_stream()._push(lambda: self._lies.fill(value))
 
     def set(self, arr, stream=None):
         """One asynchronous copy; nobody keeps `arr` alive meanwhile."""
@@ -332,7 +332,7 @@ class ndarray:
 
     def get(self, stream=None, order="C", out=None, blocking=True):
         out, stream = np.empty(self.shape, self.dtype) if out is None else out, stream or get_current_stream()
-        stream.push(lambda: np.copyto(out, self.lies))
+        stream._push(lambda: np.copyto(out, self._lies))
         if blocking:
             stream.synchronize()
         return out
@@ -349,7 +349,7 @@ def asarray(a, dtype=None, order=None, *, copy=None, blocking=False):
     """cupy/_creation/from_data.py: from numpy through a pinned buffer of CuPy's own, so `a` may change at once."""
     staged = np.array(a, dtype, order="C")
     new = empty(staged.shape, staged.dtype)
-    get_current_stream().push(lambda: np.copyto(new.lies, staged))
+    get_current_stream()._push(lambda: np.copyto(new._lies, staged))
     return new
 
 
@@ -396,7 +396,7 @@ class RawKernel:
             for pointer in pointers:
                 gpu.bytes(pointer, 1)
             gpu.simt.run_blocks(self.function, slots, grid, block, 0, grid - 1)
-        get_current_stream().push(run)
+        get_current_stream()._push(run)
 
 
 def pack(value):
@@ -437,7 +437,7 @@ def sgemmStridedBatched(handle, transa, transb, m, n, k, alpha, A, lda, strideA,
         product = alpha * np.matmul(a.swapaxes(1, 2) if transa else a, b.swapaxes(1, 2) if transb else b)
         c[...] = product + beta * c if beta else product
     gpu.check()
-    get_current_stream().push(run)
+    get_current_stream()._push(run)
 
 
 def getDeviceCount():
