@@ -1,6 +1,7 @@
 """A device that runs the CUDA branch of the kernels on the CPU, thread by thread (see simt.h)."""
 
 import ctypes
+import os
 import platform
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,9 @@ SHIM = Path(__file__).parent / "simt.h"
 # Little is optimised, so that a call in the source stays one call, by which lanes that wait can be told apart.
 SIMT_FLAGS = ["-std=c++17", "-O1", "-fno-thread-jumps", *(flag for flag in FLAGS if flag in (
     "-march=native", "-fno-math-errno", "-fno-exceptions", "-fPIC", "-shared", "-pthread"))]
+# The suite runs under sanitizers where this says which (test_sanitizers.py sets it, and preloads their libraries).
+if os.environ.get("SIMT_SANITIZE"):
+    SIMT_FLAGS += [f"-fsanitize={os.environ['SIMT_SANITIZE']}", "-fno-sanitize-recover=all", "-fsanitize-sections=simt_shared"]
 TRAMPOLINE = """
 extern "C" const char* run_{name}(const Slot* slots, const simt::Shape* shape) {{
     return simt::launch("{name}", [](const void* values) {{
@@ -54,8 +58,9 @@ class SIMT(CPU):
         self.order, self.largest_grid, self.block, self.only = ORDERS[order], largest_grid, block, slice(None)
 
     def empty(self, shape, dtype=None):
-        array = super().empty(shape, dtype)
-        array.reshape(-1).view(np.uint8).fill(0xFF)      # a NaN, so that a missing write shows
+        """An array with nothing behind it that belongs to it, full of NaN: accesses outside and missing writes show."""
+        array = np.empty(shape, self.float if dtype is None else dtype)
+        array.reshape(-1).view(np.uint8).fill(0xFF)
         return array
 
     def submit(self, command):
