@@ -56,7 +56,7 @@ def main(arguments=None):
     print(f"{net.name}, {net.size}x{net.size}, {net.classes} classes")
     print("\n".join(table(net)))
     from .device.cpu import CPU
-    layout = Layout(net, args.batch, threads=args.threads, chunk=CPU.chunk, side=round(net.size * 8 / 7), workspace_mb=args.workspace_mb)
+    layout = Layout(net, args.batch, threads=args.threads, chunk=CPU.chunk, tile=CPU.tile, side=round(net.size * 8 / 7), workspace_mb=args.workspace_mb)
     print(f"\nmemory of a training step at batch {args.batch} on {args.threads} CPU thread{'s' * (args.threads > 1)}:")
     for what, size in [*memory(layout).items(), ("total", layout.bytes())]:
         print(f"  {what:18} {size / 2**20:9,.1f} MB")

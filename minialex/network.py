@@ -21,7 +21,7 @@ class Layout:
     """
 
     def __init__(self, net, batch, *, threads=1, chunk=None, floats=np.float32, side=None, training=True, workspace_mb=None,
-                 images_at_once=None, slices=lambda tiles: 1):
+                 images_at_once=None, slices=lambda tiles: 1, tile=None):
         self.net, self.batch, self.training = net, batch, training
         self.side = net.size if side is None else side
         names = list(net.layers)
@@ -29,7 +29,7 @@ class Layout:
         self.stack, self.tail = names[:first], names[first:]
         self.shares = max(1, min(threads, batch // 4))
         self.chunk = min(chunk or batch, -(-batch // self.shares))
-        self.columns = self.fit(workspace_mb, images_at_once or (lambda outputs: self.chunk), slices)
+        self.columns = self.fit(workspace_mb, images_at_once or (lambda outputs: self.chunk), slices, tile)
 
         rows = batch if training else min(batch, self.shares * self.chunk)
         own = ["input", *(name for name in self.stack if not net.layers[name].in_place)]      # the tail reads the last of these
@@ -56,22 +56,22 @@ class Layout:
             wide = max(int(np.prod(shape)) for n in self.tail for shape in (net.inputs[n], net.outputs[n]))
             self.arrays["workspace dense gradients"] = ((2, batch * wide), floats)
 
-    def fit(self, workspace_mb, images_at_once, slices):
-        """Floats of the column buffer of one share: as many images as `images_at_once` and --workspace-mb allow, at least one."""
-        net, need = self.net, 0
-        for name in net.layers:
-            one = net.layers[name].workspace(net.inputs[name])
-            if not one:
-                continue
-            images = min(self.chunk, images_at_once(int(np.prod(net.outputs[name]))))
-            parts = net.layers[name].split(net.inputs[name], slices) if self.training else 0
-            if workspace_mb is not None:
-                allowed = int((workspace_mb * 2**20 / 4 / self.shares - parts) / one)
-                if allowed < 1:
-                    raise UserError(f"--workspace-mb {workspace_mb:g}: {name} needs {(one + parts) * 4 * self.shares / 2**20:.1f} MB for one "
-                                    f"image in each of {self.shares} shares")
-                images = min(images, allowed)
-            need = max(need, one * max(1, images) + parts)
+    def fit(self, workspace_mb, images_at_once, slices, tile):
+        """Floats of the column buffer of one share: what `images_at_once`, `tile` and --workspace-mb allow, and at least what works."""
+        net, need, bottom = self.net, 0, next(iter(self.net.parameters())).split(".")[0]
+        for name, layer in net.layers.items():
+            shape = net.inputs[name]
+            least, parts = layer.least(shape, self.training and name != bottom), layer.split(shape, slices) if self.training else 0
+            wanted = layer.workspace(shape) * max(1, min(self.chunk, images_at_once(int(np.prod(net.outputs[name])))))
+            if tile:
+                wanted = max(least, min(wanted, tile))
+            if workspace_mb is not None and least:
+                allowed = int(workspace_mb * 2**20 / 4 / self.shares) - parts
+                if allowed < least:
+                    raise UserError(f"--workspace-mb {workspace_mb:g}: {name} needs at least {(least + parts) * 4 * self.shares / 2**20:.1f} MB "
+                                    f"in {self.shares} shares")
+                wanted = min(wanted, allowed)
+            need = max(need, wanted + parts)
         partials = [net.layers[n].partials(net.inputs[n], self.chunk if n in self.stack else self.batch) for n in net.layers]
         return max(need, *partials)
 
@@ -94,7 +94,7 @@ class Network:
             raise ValueError(f"side: pictures of {side} pixels cannot be cropped to {net.size}")
         self.net, self.device, self.batch, self.optimizer, self.seed, self.training = net, device, batch, optimizer, seed, training
         self.layout = Layout(net, batch, threads=device.threads, chunk=device.chunk, floats=device.float, side=side,
-                             training=training, workspace_mb=workspace_mb, images_at_once=device.images_at_once, slices=device.slices)
+                             training=training, workspace_mb=workspace_mb, images_at_once=device.images_at_once, slices=device.slices, tile=device.tile)
         try:
             self.arrays = {name: device.zeros(shape, dtype) for name, (shape, dtype) in self.layout.arrays.items()}
         except MemoryError:

@@ -13,6 +13,7 @@ class Device:
     float = np.dtype(np.float32)
     recording = None
     place = ""               # what is being launched, for reports: "conv1 forward"
+    tile = None              # floats of columns that stay in a core's cache; None: as many as there is room for
     chunk = None             # images that a share takes through the convolutional layers at a time; None: all of them
 
     def images_at_once(self, outputs):

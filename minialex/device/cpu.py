@@ -113,6 +113,7 @@ class CPU(Device):
     array_type = np.ndarray
     flags, trampoline, prelude = FLAGS, TRAMPOLINE, ""
     chunk = 4
+    tile = 1 << 19           # 2 MB: measured best from 1 to 2.4 MB; beyond, matrix products wait for memory
 
     def __init__(self, threads=None, announce=None):
         available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

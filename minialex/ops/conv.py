@@ -110,21 +110,35 @@ class Conv(Layer):
         parts = self.slices(shape, slices)
         return parts * self.fan_in(shape) * self.filters if parts > 1 else 0
 
-    def passes(self, at, reserved=0):
-        """The images of a pass in pieces whose columns fit into the workspace, as slices."""
-        piece = max(1, (at.columns.size - reserved) // self.workspace(at.x.shape[1:]))
-        return [slice(i, min(i + piece, len(at.x))) for i in range(0, len(at.x), piece)]
+    def least(self, shape, dx):
+        """Floats of `columns` for the smallest piece of work: a line of the output, or an image where col2im gathers from its columns."""
+        return self.workspace(shape) if dx else self.workspace(shape) // self.output(shape)[0]
 
-    def unfold(self, device, at, images):
-        """im2col of some images. -> columns (groups, pixels, pitch), of which the first fan_in of each row are used"""
-        self.launch_im2col(device, at.x[images], at.columns)
+    def pieces(self, device, at, reserved=0):
+        """A pass as [(images, lines of their output), ...] whose columns fit into the workspace, and into the cache where there is one."""
         shape = at.x.shape[1:]
-        return at.columns[:(images.stop - images.start) * self.workspace(shape)].reshape(self.groups, -1, self.pitch(shape))
+        image, height, room = self.workspace(shape), self.output(shape)[0], at.columns.size - reserved
+        if device.tile:
+            room = min(room, max(device.tile, image // height))
+        if room >= image:
+            return [(images, slice(0, height)) for images in steps(len(at.x), room // image)]
+        count = -(-height // (room * height // image))
+        edges = [height * i // count for i in range(count + 1)]
+        return [(slice(i, i + 1), slice(*lines)) for i in range(len(at.x)) for lines in zip(edges, edges[1:])]
 
-    def launch_im2col(self, device, x, columns):
+    def unfold(self, device, at, images, lines):
+        """im2col of some lines of some images. -> columns (groups, pixels, pitch), of which the first fan_in of each row are used"""
+        shape = at.x.shape[1:]
+        self.launch_im2col(device, at.x[images], at.columns, lines)
+        pixels = (images.stop - images.start) * (lines.stop - lines.start) * self.output(shape)[1]
+        return at.columns[:self.groups * pixels * self.pitch(shape)].reshape(self.groups, pixels, self.pitch(shape))
+
+    def launch_im2col(self, device, x, columns, lines=None):
         shape, strip = x.shape[1:], self.strip(x.shape[1:])
         height, width, _ = self.output(shape)
-        device.launch(im2col, self.groups * len(x) * height * -(-width // strip), x, columns, *self.geometry(shape), strip)
+        lines = lines or slice(0, height)
+        device.launch(im2col, self.groups * len(x) * (lines.stop - lines.start) * -(-width // strip), x, columns,
+                      *self.geometry(shape, lines), strip)
 
     def strip(self, shape):
         """Output pixels that an im2col row lays out together: one, unless a pixel's channels do not fill whole sectors."""
@@ -134,8 +148,12 @@ class Conv(Layer):
         most = (STAGED // (kernel_height * shape[2]) - kernel_width) // self.window.stride[1] + 1
         return -(-width // -(-width // most)) if most > 1 else 1
 
-    def geometry(self, shape):
-        return (*shape, *self.window.arguments(*shape[:2]), self.groups, self.pitch(shape))
+    def geometry(self, shape, lines=None):
+        """What im2col and col2im take; lines of the output from a later one on are those of an image that starts lower."""
+        height, *between, pad_top, pad_left = self.window.arguments(*shape[:2])
+        if lines:
+            height, pad_top = lines.stop - lines.start, pad_top - lines.start * self.window.stride[0]
+        return (*shape, height, *between, pad_top, pad_left, self.groups, self.pitch(shape))
 
     def grouped(self, matrix):
         """(..., filters) as (groups, rows, filters/groups), without a copy."""
@@ -143,26 +161,31 @@ class Conv(Layer):
 
     def forward(self, device, at):
         weight, fan_in = self.grouped(at.parameters["weight"]), self.fan_in(at.x.shape[1:])
-        for images in self.passes(at):
-            y = at.y[images]
-            device.gemm(self.unfold(device, at, images)[:, :, :fan_in], weight, self.grouped(y))
+        for images, lines in self.pieces(device, at):
+            y = piece(at.y, images, lines)
+            device.gemm(self.unfold(device, at, images, lines)[:, :, :fan_in], weight, self.grouped(y))
             add_bias(device, y, at.parameters["bias"], self.relu)
 
     def backward(self, device, at):
         weight, dweight = self.grouped(at.parameters["weight"]), self.grouped(at.gradients["weight"])
-        shape, fan_in = at.x.shape[1:], self.fan_in(at.x.shape[1:])
+        shape, fan_in, accumulate = at.x.shape[1:], self.fan_in(at.x.shape[1:]), at.accumulate
         bias_gradient(device, at.y, at.dy, at.gradients["bias"], at.columns, self.relu, at.accumulate)
-        for images in self.passes(at, self.split(shape, device.slices)):
-            columns, dy, n = self.unfold(device, at, images), at.dy[images].reshape(-1, self.filters), images.stop - images.start
-            accumulate, slices = at.accumulate or images.start > 0, min(n, self.slices(shape, device.slices))
+        for images, lines in self.pieces(device, at, self.split(shape, device.slices)):
+            columns, dy, n = self.unfold(device, at, images, lines), piece(at.dy, images, lines), images.stop - images.start
+            slices = min(n, self.slices(shape, device.slices))
             sliced = len(dy) // n * (n // slices * slices) if slices > 1 else 0      # pixels, of whole images
             if sliced:
                 self.add_slices(device, at, columns[:, :sliced], dy[:sliced], slices, accumulate)
             if sliced < len(dy):
                 device.gemm(columns[:, sliced:, :fan_in], self.grouped(dy[sliced:]), dweight, transpose_a=True, accumulate=accumulate or sliced > 0)
-            if at.dx is not None:
-                device.gemm(self.grouped(dy), weight, columns[:, :, :fan_in], transpose_b=True)
-                device.launch(col2im, n * shape[0] * shape[1] * self.groups, at.columns, at.dx[images], *self.geometry(shape))
+            accumulate = True
+        if at.dx is None:
+            return
+        for images in steps(len(at.x), max(1, min(device.tile or at.columns.size, at.columns.size) // self.workspace(shape))):
+            n = images.stop - images.start
+            columns = at.columns[:n * self.workspace(shape)].reshape(self.groups, -1, self.pitch(shape))[:, :, :fan_in]
+            device.gemm(self.grouped(at.dy[images]), weight, columns, transpose_b=True)
+            device.launch(col2im, n * shape[0] * shape[1] * self.groups, at.columns, at.dx[images], *self.geometry(shape))
 
     def add_slices(self, device, at, columns, dy, slices, accumulate):
         """The weight gradient of columns (groups, pixels, pitch) and dy (pixels, filters) as a sum over slices of the pixels."""
@@ -172,6 +195,16 @@ class Conv(Layer):
             device.gemm(columns[g].reshape(slices, -1, columns.shape[2])[:, :, :fan_in], dy.reshape(slices, -1, self.groups, own)[:, :, g],
                         parts.reshape(slices, fan_in, self.groups, own)[:, :, g], transpose_a=True)
         device.launch(add_parts, -(-weight.size // BLOCK), parts, weight, weight.size, slices, int(accumulate))
+
+
+def steps(n, size):
+    """0 .. n-1 as slices of up to `size`."""
+    return [slice(i, min(i + size, n)) for i in range(0, n, size)]
+
+
+def piece(array, images, lines):
+    """Some lines of one image, or all lines of some images, of (N, OH, OW, filters) as (pixels, filters), without a copy."""
+    return array[images.start, lines].reshape(-1, array.shape[3]) if images.stop - images.start == 1 else array[images].reshape(-1, array.shape[3])
 
 
 def conv2d(x, w, b=None, *, stride=1, pad=0, groups=1, device="cpu"):

@@ -49,6 +49,10 @@ class Layer:
         """Floats of `columns` for one image."""
         return 0
 
+    def least(self, shape, dx):
+        """Floats of `columns` without which the layer cannot work; dx: whether the input's gradient is wanted."""
+        return 0
+
     def partials(self, shape, images):
         """Floats of `columns` that backward needs at least for `images` images."""
         return 0

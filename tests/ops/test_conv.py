@@ -97,15 +97,17 @@ def test_relu_in_the_pass_of_the_bias(device, filters):
         compare("backward", part, to_host(site.gradients[part]), truth.gradients[part])
 
 
-def test_gradients_accumulate_over_pieces_of_the_batch(device):
-    """A small workspace takes the images in pieces; the pieces' gradients add up."""
+def test_gradients_accumulate_over_pieces_of_the_batch(device, monkeypatch):
+    """A small workspace takes the images, or the lines of each, in pieces; the pieces' gradients add up."""
     random = np.random.default_rng(6)
     x, w, b, dy = (random.standard_normal(s).astype(np.float32) for s in ((5, 6, 6, 4), (3, 3, 2, 6), (6,), (5, 4, 4, 6)))
     layer, truth = Conv(6, 3, groups=2), run_alone(Conv(6, 3, groups=2), "numpy", x, dy, {"weight": w, "bias": b})
     site = run_alone(layer, device, x, dy, {"weight": w, "bias": b})
-    for images in (1, 2, 3):
-        site.columns, site.dy = device.zeros((layer.workspace((6, 6, 4)) * images,)), device.array(dy)
-        assert len(layer.passes(site)) == -(-5 // images)
+    image = layer.workspace((6, 6, 4))
+    for images, tile, pieces in ((1, None, 5), (2, None, 3), (3, None, 2), (2, image, 5), (1, image // 2, 10), (1, 3 * image // 4, 10), (1, 1, 20)):
+        monkeypatch.setattr(device, "tile", tile, raising=False)
+        site.columns, site.dy = device.zeros((image * images,)), device.array(dy)
+        assert len(layer.pieces(device, site)) == pieces
         site.accumulate = False
         layer.forward(device, site)
         layer.backward(device, site)
