@@ -450,6 +450,14 @@ def getDeviceProperties(device):
     return {"name": b"stand-in", "multiProcessorCount": gpu.processors, "major": 9, "minor": 0, "totalGlobalMem": ARENA}
 
 
+def runtimeGetVersion():
+    return 13000
+
+
+def driverGetVersion():
+    return 13010
+
+
 class Device:
     def __init__(self, device=None):
         self.id = device or 0
@@ -461,7 +469,8 @@ def install():
     gpu = GPU()
     Stream.current = []
     Stream.null = Stream(null=True)
-    runtime = dict(getDeviceCount=getDeviceCount, getDeviceProperties=getDeviceProperties, CUDARuntimeError=CUDARuntimeError)
+    runtime = dict(getDeviceCount=getDeviceCount, getDeviceProperties=getDeviceProperties, CUDARuntimeError=CUDARuntimeError,
+                   runtimeGetVersion=runtimeGetVersion, driverGetVersion=driverGetVersion)
     modules = {
         "cupy": dict(__version__="stand-in", ndarray=ndarray, empty=empty, asarray=asarray, asnumpy=asnumpy, RawModule=RawModule),
         "cupy.cuda": dict(Stream=Stream, Event=Event, Device=Device, MemoryPointer=MemoryPointer, alloc=alloc,
