@@ -1,8 +1,12 @@
-"""Compiles kernels with NVRTC as CuPy does, without a driver, and reads what ptxas says of each kernel."""
+"""Compiles kernels with NVRTC as CuPy does, without a driver, and reads what ptxas and cuobjdump say of each kernel."""
 
+import collections
 import ctypes
 import importlib.util
+import os
 import re
+import subprocess
+import tempfile
 from pathlib import Path
 
 from minialex.device.kernel import source_text
@@ -14,13 +18,22 @@ ARCHITECTURES = [75, 80, 86, 89, 90, 100, 120]
 
 def find_nvrtc():
     """NVRTC of the nvidia-cuda-nvrtc wheel (CuPy's [ctk] extra brings it); None where it is not installed."""
-    spec = importlib.util.find_spec("nvidia")
-    found = [file for place in (spec.submodule_search_locations if spec else []) for file in Path(place).glob("*/lib/libnvrtc.so.*")]
+    found = in_wheels("*/lib/libnvrtc.so.*")
     return ctypes.CDLL(str(found[0])) if found else None
+
+
+def in_wheels(pattern):
+    spec = importlib.util.find_spec("nvidia")
+    return [file for place in (spec.submodule_search_locations if spec else []) for file in Path(place).glob(pattern)]
 
 
 def compile_file(nvrtc, file, architecture):
     """{kernel: {"registers", "stack", "spill_stores", "spill_loads", "shared"}} of a .cu file for sm_`architecture`."""
+    return read_log(compile_cubin(nvrtc, file, architecture)[1])
+
+
+def compile_cubin(nvrtc, file, architecture):
+    """-> (the machine code of a .cu file for sm_`architecture`, ptxas's words)"""
     program = ctypes.c_void_p()
     text = source_text(file).encode()
     check(nvrtc, nvrtc.nvrtcCreateProgram(ctypes.byref(program), text, Path(file).name.encode(), 0, None, None))
@@ -33,9 +46,25 @@ def compile_file(nvrtc, file, architecture):
     if failed:
         raise RuntimeError(f"{Path(file).name} for sm_{architecture}:\n{log.value.decode()}")
     check(nvrtc, nvrtc.nvrtcGetCUBINSize(program, ctypes.byref(size)))
+    cubin = ctypes.create_string_buffer(size.value)
+    check(nvrtc, nvrtc.nvrtcGetCUBIN(program, cubin))
     assert size.value > 0, "NVRTC gave no cubin"
     check(nvrtc, nvrtc.nvrtcDestroyProgram(ctypes.byref(program)))
-    return read_log(log.value.decode())
+    return cubin.raw, log.value.decode()
+
+
+def count_instructions(cubin):
+    """{kernel: Counter of its SASS instructions, such as LDG.E.128}; None without the wheels nvidia-cuda-cuobjdump and -nvdisasm."""
+    found = in_wheels("*/bin/cuobjdump")
+    if not found or not in_wheels("*/bin/nvdisasm"):
+        return None
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        text = subprocess.run([str(found[0]), "-sass", file.name], capture_output=True, text=True, check=True,
+                              env={**os.environ, "PATH": f"{found[0].parent}{os.pathsep}{os.environ.get('PATH', '')}"}).stdout
+    return {name: collections.Counter(re.findall(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+ )?([\w.]+)", body, re.M))
+            for name, body in re.findall(r"Function : (\w+)(.*?)(?=Function :|\Z)", text, re.S)}
 
 
 def read_log(log):

@@ -1,7 +1,7 @@
 // The sum of the parts of a weight gradient, always in the same order: a core's share each, or a slice of the pixels.
 #include "grid.cuh"
 
-constexpr int BLOCK = 128;
+constexpr int BLOCK = 32;
 
 // to[i] = sum over s of parts[s * count + i], added to to[i] if accumulate.   rows = ceil(count / BLOCK)
 KERNEL add_parts(long long rows, const float* parts, float* to, long long count, int slices, int accumulate) {

@@ -3,7 +3,7 @@
 //   torch  v = momentum v + (g + decay w);      w -= lr v       (Sutskever 2013 as PyTorch has it)
 #include "grid.cuh"
 
-constexpr int BLOCK = 1024;
+constexpr int BLOCK = 256;
 
 // now[1] = learning rate of this step.   rows = ceil(count / BLOCK)
 KERNEL sgd(long long rows, float* w, float* v, const float* g, long long count, const double* now, float lr_factor,

@@ -9,7 +9,7 @@ from .device import kernel
 from .errors import UserError
 from .ops.layer import as_array, device_of, put
 
-BLOCK = 1024       # as in kernels/sgd.cu
+BLOCK = 256        # as in kernels/sgd.cu
 
 
 @kernel("sgd.cu")

@@ -47,7 +47,8 @@ def test_the_command(capsys, cpu):
 def test_any_net_on_any_device(capsys, device, name):
     assert selftest.selftest(device, "a test", name, quick=True) == 0
     lines = report(capsys.readouterr().out)[0]
-    assert any(line.startswith(f"ok      a step of {name}: 4 images at 67 px, distance from cpu") for line in lines) == (device.name != "cpu")
+    compared = any(line.startswith(f"ok      a step of {name}: 4 images at 67 px, distance from cpu") for line in lines)
+    assert compared == (device.name != "cpu")
 
 
 def test_over_a_stand_in_for_cupy(capsys, monkeypatch):
@@ -83,7 +84,8 @@ sgd_reference, cross_entropy = sgd.reference, softmax.cross_entropy_rows.referen
 @pytest.mark.parametrize("kernel, wrong, failing, told", [
     (relu.relu_in_place, one_more, ["relu"], r"forward: worst at y\[\d, \d+\]: kernel \S+, reference \S+ \(relative error"),
     (sgd, other_sign, ["sgd", "a step of the small paper"], r"forward: worst at sgd result 0 \[\d+\]: kernel \S+, reference"),
-    (softmax.cross_entropy_rows, lost, ["softmax_cross_entropy", "a step of the small paper"], r"worst at \S+\[\d\]: \S+ \S+, \S+ nan"),
+    (softmax.cross_entropy_rows, lost, ["softmax_cross_entropy", "a step of the small paper"],
+     r"worst at \S+\[\d\]: \S+ \S+, \S+ nan"),
 ], ids=lambda v: getattr(v, "__name__", getattr(v, "name", "")))
 def test_a_wrong_kernel_is_named_and_the_others_go_on(capsys, monkeypatch, cpu, kernel, wrong, failing, told):
     count = len(selftest.checks(cpu, "half", quick=True)[0])
@@ -107,7 +109,8 @@ def test_an_exception_is_a_failed_check_with_its_first_lines_and_its_place(capsy
     failing = ["dense", "a step of the small paper", "training of half"]
     assert lines[-2].startswith("selftest FAILED: 3 of ") and lines[-2].endswith(f" checks: {'; '.join(failing)}")
     at = pasted.index("FAILED  dense: RuntimeError: error 0")
-    assert pasted[at + 1:at + 8] == [f"error {i}" for i in range(1, 8)] and re.match(r"at .*test_selftest.py:\d+$", pasted[at + 8])
+    assert pasted[at + 1:at + 8] == [f"error {i}" for i in range(1, 8)]
+    assert re.match(r"at .*test_selftest.py:\d+$", pasted[at + 8])
     assert any(line.startswith("ok      product of fc8") for line in lines)
 
 
@@ -116,6 +119,6 @@ def test_mistakes(capsys, monkeypatch):
     with pytest.raises(SystemExit) as left:
         run_command(lambda: selftest.main(["--device", "cuda", "--quick"]))
     assert left.value.code == 2 and capsys.readouterr() == ("", "error: --device cuda: the driver finds no GPU\n")
-    for arguments, text in ((["--batch", "0"], "--batch 0: a batch has at least one image"), (["--net", "vgg"], "unknown net 'vgg'")):
+    for arguments, text in ((["--batch", "0"], "--batch 0: a batch has"), (["--net", "vgg"], "unknown net 'vgg'")):
         with pytest.raises(UserError, match=text):
             selftest.main(arguments)

@@ -12,7 +12,7 @@ from .layer import Layer, as_array, device_of, put, run_alone
 from .window import Window
 
 STAGED = 1024      # as in kernels/im2col.cu
-BLOCK = 128        # as in kernels/add.cu
+BLOCK = 32         # as in kernels/add.cu
 
 
 def taps(x_height, x_width, out_height, out_width, kernel_height, kernel_width, stride_h, stride_w, pad_top, pad_left):

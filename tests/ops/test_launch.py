@@ -13,7 +13,7 @@ from minialex import optim
 from minialex.device.cpu import CPU
 from minialex.device.kernel import Kernel, declarations, sources
 from minialex.gradcheck import to_host
-from minialex.ops.conv import add_parts
+from minialex.ops.conv import BLOCK, add_parts
 from minialex.ops.dropout import dropout_in_place
 from minialex.ops.softmax import cross_entropy_rows
 
@@ -124,7 +124,7 @@ def test_a_long_recording_right_after_a_short_one(threads):
     for launches in (0, 1, 30):
         with device.record() as tape:
             for _ in range(launches):
-                device.launch(add_parts, 320, one, total, count, 1, 1)
+                device.launch(add_parts, count // BLOCK, one, total, count, 1, 1)
         tapes.append(tape)
     for _ in range(60):
         for tape in tapes:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, make_dataclass
 import numpy as np
 
 from minialex.device.base import Device
-from minialex.device.cpu import Builder
+from minialex.device.cpu import CPU, Builder
 from minialex.device.kernel import sources
 
 from .device import SHIM, SIMT, SIMT_FLAGS
@@ -79,6 +79,12 @@ class Trace(SIMT):
 
     rows_at_most = property(lambda self: self.only.stop, lambda self, rows: setattr(self, "only", slice(rows)),
                             doc="How many rows of a launch run, from the first on, in whole blocks; None: all.")
+
+    def empty(self, shape, dtype=None):
+        """As SIMT's, but starting on a sector, as a GPU's allocations do."""
+        array = CPU.empty(self, shape, dtype)
+        array.reshape(-1).view(np.uint8).fill(0xFF)
+        return array
 
     def gemm(self, *arguments, **more):
         pass
