@@ -1,16 +1,15 @@
-"""What can be known of a training step on a GPU without one: every launch, its bytes, its efficiency, and its predicted time.
+"""A training step on A100 and H100, predicted: every launch, its bytes, its efficiency and its time, found without a GPU.
 
-python benchmarks/kernel_report.py [--net paper owt half] [--batch 128] [--write]     (--write: docs/kernels.md and its plot)
+python benchmarks/kernel_report.py [--net paper owt half] [--batch 128] [--write]     (--write: docs/kernels.md, docs/kernels.png)
 
-A network is laid out for a chip as device/cuda.py lays it out, and each launch of a step is noted instead of made. Bytes
-follow from the launch's arguments; efficiencies from the CUDA branch of each kernel, executed thread by thread on two
-images with every access counted (tests/simt); registers and instructions from NVRTC's machine code.
+A step is planned as device/cuda.py would launch it. Bytes follow from each launch's arguments; efficiencies from the CUDA
+branch run thread by thread on two images of full size, every access counted (tests/simt); registers from NVRTC.
 """
 
 import argparse
-import collections
-import math
+import subprocess
 import sys
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,342 +22,457 @@ import nvrtc  # noqa: E402
 from simt.trace import Trace  # noqa: E402
 
 from minialex import nets  # noqa: E402
+from minialex.checkpoint import write_beside  # noqa: E402
 from minialex.device.base import Device, check_product  # noqa: E402
 from minialex.device.cuda import CUDA, ROWS_PER_BLOCK  # noqa: E402
-from minialex.device.kernel import declarations, sources  # noqa: E402
+from minialex.device.kernel import sources  # noqa: E402
 from minialex.network import Network  # noqa: E402
 from minialex.ops.bias import SPAN, STRIP  # noqa: E402
 
-TILE = 128                    # rows and columns of a tile of a product, as cuBLAS's largest
-LATENCY, LEAST = 600e-9, 3e-6      # seconds from asking memory to having it, and of the shortest launch
-HOST = 10e-6, 20e-6           # seconds of Python for a launch
+TILE = 128                       # rows and columns of a product that a block of cuBLAS makes
+LATENCY, LEAST = 600e-9, 3e-6    # seconds: from asking DRAM to having it; the shortest launch
+HOST = 10e-6, 20e-6              # seconds of Python for a launch
+TRACED_IMAGES, TRACED_ROWS, MANY_WARPS = 2, 3000, 2000
 
 
 @dataclass(frozen=True)
 class Chip:
-    """Peaks from NVIDIA's data sheets, in bytes and operations per second; per multiprocessor: shared memory, 64 K registers, 64 warps."""
+    """Bytes and operations per second at their peaks (tf32 without sparsity, pcie one way); l2 and shared in bytes."""
 
     name: str
     architecture: int
     processors: int
     bandwidth: float
     fp32: float
-    tf32: float               # dense
+    tf32: float
     l2: int
-    shared: int
+    shared: int                  # of a multiprocessor
+    pcie: float
 
 
-# "NVIDIA A100 Tensor Core GPU" (A100 80GB SXM) and "NVIDIA H100 Tensor Core GPU" (H100 SXM) data sheets; multiprocessors, L2 and
-# shared memory from the Ampere and Hopper architecture white papers.
-CHIPS = [Chip("A100", 80, 108, 2039e9, 19.5e12, 156e12, 40 << 20, 164 << 10), Chip("H100", 90, 132, 3350e9, 66.9e12, 494.7e12, 50 << 20, 228 << 10)]
+CHIPS = [Chip("A100", 80, 108, 2039e9, 19.5e12, 156e12, 40 << 20, 164 << 10, 32e9),
+         Chip("H100", 90, 132, 3350e9, 67e12, 494.7e12, 50 << 20, 228 << 10, 64e9)]
+SOURCES = ("Peaks: the data sheets “NVIDIA A100 Tensor Core GPU” (A100 80GB SXM) and “NVIDIA H100 Tensor Core GPU” (H100 SXM; its TF32 figure, "
+           "989, is with sparsity). Multiprocessors and L2: the white papers “NVIDIA A100 Tensor Core GPU Architecture” and “NVIDIA H100 Tensor "
+           "Core GPU Architecture”. Limits of a multiprocessor: “CUDA C++ Programming Guide”, technical specifications per compute capability.")
 
-# Why a kernel may launch fewer than 2,000 warps at batch 128.
-FEW = {
-    "sum_partials": "a warp per channel, over at most 2,048 partial sums each; under 0.1 % of a step's bytes",
-    "cross_entropy_rows": "a warp per image; the logits are half a megabyte", "label_rank": "a warp per image; the logits are half a megabyte",
-    "tally": "one number per image", "bias_relu": "dense layers have a batch of rows only; two megabytes",
-    "bias_backward": "a slice is at least 16 rows, or the sums would outgrow the data; dense layers and small images have few rows",
-    "add_parts": "as many as the weights of a small layer give", "sgd": "a small layer's weights, or biases",
-    "max_pool": "the last maps are 6 x 6", "max_pool_backward": "the last maps are 13 x 13 and a chunk holds a few images",
-    "dropout_in_place": "a dense layer's activations: two megabytes", "im2col": "a chunk holds as few images as fill the chip twice with tiles",
-    "col2im": "a chunk holds as few images as fill the chip twice with tiles",
+
+def covered(length, out, size, stride, pad):
+    """Of `length` pixels: how many some window covers, and how many the windows cover together."""
+    inside = [p for o in range(out) for p in range(o * stride - pad, o * stride - pad + size) if 0 <= p < length]
+    return len(set(inside)), len(inside)
+
+
+def windows(a, size_h, size_w):
+    """Of an image's pixels: how many some window covers, and how many the windows cover together."""
+    return tuple(h * w for h, w in zip(covered(a.height, a.out_height, size_h, a.stride_h, a.pad_top),
+                                       covered(a.width, a.out_width, size_w, a.stride_w, a.pad_left)))
+
+
+def columns(a):
+    """Bytes of im2col's columns of one image that im2col writes, col2im reads."""
+    return 4 * a.channels * (a.out_height * a.out_width * a.kernel_height * a.kernel_width if hasattr(a, "strip")
+                             else windows(a, a.kernel_height, a.kernel_width)[1])
+
+
+def unfolded(a):
+    """Images of an im2col or col2im launch."""
+    return a.rows // (a.groups * a.out_height * -(-a.out_width // a.strip)) if hasattr(a, "strip") else a.rows // (a.groups * a.height * a.width)
+
+
+# Bytes that a launch needs from its arguments `a`: each input element read once, each output written once; what is updated
+# in place is both. The softmax keeps exp(x) in its output between its two passes, so that counts as in place.
+NEEDED = {
+    "add_parts": lambda a: 4 * a.count * (a.slices + 1 + a.accumulate),
+    "bias_relu": lambda a: 8 * (a.rows // -(-a.channels // SPAN)) * a.channels + 4 * a.channels,
+    "bias_backward": lambda a: 4 * a.pixels * a.channels * (3 if a.relu else 1) + 4 * -(-a.pixels // a.slice) * a.channels,
+    "sum_partials": lambda a: 4 * a.rows * (a.count + 1 + a.accumulate),
+    "crop": lambda a: a.rows * a.size * 3 * (1 + 4) + 12 * (a.rows // a.size) + 24,
+    "dropout_in_place": lambda a: 8 * a.count + 8,
+    "im2col": lambda a: unfolded(a) * (4 * a.channels * windows(a, a.kernel_height, a.kernel_width)[0] + columns(a)),
+    "col2im": lambda a: unfolded(a) * (4 * a.channels * a.height * a.width + columns(a)),
+    "lrn": lambda a: 8 * a.rows * a.channels,
+    "lrn_backward": lambda a: 12 * a.rows * a.channels,
+    "max_pool": lambda a: 5 * a.rows * a.channels + 4 * a.channels * windows(a, a.window_height, a.window_width)[0] * (
+        a.rows // (a.out_height * a.out_width)),
+    "max_pool_backward": lambda a: a.channels * (4 * a.rows + 5 * a.out_height * a.out_width * (a.rows // (a.height * a.width))),
+    "relu_in_place": lambda a: 8 * a.count,
+    "relu_backward_in_place": lambda a: 12 * a.count,
+    "sgd": lambda a: 20 * a.count + 8,
+    "cross_entropy_rows": lambda a: a.rows * (12 * a.classes + 8),
+    "softmax_rows": lambda a: a.rows * 12 * a.classes,
+    "label_rank": lambda a: a.rows * (4 * a.classes + 8),
+    "tally": lambda a: a.n * (2 * 4 + 3 * 16),
 }
-
-
-def needed(name, a):
-    """Bytes that a launch must read and write: each input element once, each output element once. a: its arguments by name."""
-    if name in ("im2col", "col2im"):
-        images = a.rows // (a.groups * a.out_height * -(-a.out_width // a.strip)) if name == "im2col" else a.rows // (a.groups * a.height * a.width)
-        return 4 * images * (a.height * a.width * a.channels + a.out_height * a.out_width * a.kernel_height * a.kernel_width * a.channels)
-    if name in ("max_pool", "max_pool_backward"):
-        images = a.rows // (a.out_height * a.out_width if name == "max_pool" else a.height * a.width)
-        return images * a.channels * (4 * a.height * a.width + 5 * a.out_height * a.out_width)
-    if name in ("lrn", "lrn_backward"):
-        return 4 * a.rows * a.channels * (2 if name == "lrn" else 3)
-    if name == "bias_relu":
-        return 8 * a.rows // -(-a.channels // SPAN) * a.channels + 4 * a.channels
-    if name == "bias_backward":
-        return 4 * a.pixels * a.channels * (3 if a.relu else 1) + 4 * a.channels * a.rows // -(-a.channels // STRIP)
-    if name == "sum_partials":
-        return 4 * a.rows * (a.count + 1 + a.accumulate)
-    if name == "add_parts":
-        return 4 * a.count * (a.slices + 1 + a.accumulate)
-    if name == "crop":
-        return a.rows * a.size * 3 * 5 + (a.rows // a.size) * 12 + 24
-    if name == "dropout_in_place":
-        return 8 * a.count + 8
-    if name == "sgd":
-        return 20 * a.count + 8
-    if name == "cross_entropy_rows":
-        return a.rows * (12 * a.classes + 8)      # the exponentials are written, read and written again
-    if name == "label_rank":
-        return a.rows * (4 * a.classes + 8)
-    if name == "tally":
-        return a.n * (8 + 48)
-    raise KeyError(name)
+# What a lane's chain of loads grows with, where that depends on the batch.
+LONG = {"bias_backward": lambda a: a.slice, "sum_partials": lambda a: -(-a.count // 32) + a.accumulate,
+        "add_parts": lambda a: a.slices + a.accumulate}
+# Why a kernel may have fewer than 2,000 warps.
+FEW = {
+    "add_parts": "a warp for 32 weights, of layers with few", "sgd": "a warp for 256 weights or biases, of layers with few",
+    "bias_relu": "a warp for 256 features of an image, of dense layers with few",
+    "bias_backward": "a warp for 32 channels of a slice, and no fewer than 16 rows of images or pixels in a slice: dense layers and small maps have few rows",
+    "sum_partials": "a warp for a channel", "cross_entropy_rows": "a warp for an image", "label_rank": "a warp for an image",
+    "tally": "a warp for 32 images", "dropout_in_place": "a warp for 256 activations, of dense layers with few",
+    "im2col": "a warp for a pixel of a piece's last, few images", "col2im": "a warp for a pixel of a piece's last, few images",
+}
+KINDS = {"products": ("gemm",), "im2col, col2im": ("im2col", "col2im"), "pooling": ("max_pool", "max_pool_backward"), "LRN": ("lrn", "lrn_backward"),
+         "bias and ReLU": ("bias_relu", "bias_backward", "sum_partials"), "update, sums of parts": ("sgd", "add_parts"),
+         "dropout, loss, input": ("dropout_in_place", "cross_entropy_rows", "label_rank", "tally", "crop", "copy")}
+IN_FLOAT32 = ("sgd", "add_parts", "sum_partials", "copy")      # also where activations are in half precision
 
 
 @dataclass
 class Launch:
+    """A launch, product or copy of a step. `operands`: bytes of a product's a, b and c; `columns`: of them or of a kernel's, the bytes
+    of im2col's columns; `image`: the bytes of the pixels that these were copied from."""
+
     place: str
-    name: str                 # of the kernel, or "gemm"
-    bytes: int                # that it needs
-    warps: int = 0
+    name: str
+    bytes: int
+    rows: int = 0
+    call: tuple = None           # the kernel and its arguments after rows
+    long: int = 0
     flop: int = 0
     tiles: int = 0
-    columns: int = 0          # bytes of an operand of a product, or of a kernel's array, that are im2col's columns
-    long: int = 0             # loads that a lane makes one after another, where that depends on the batch
+    weights: int = 0             # bytes of a product's weights or their gradient
+    columns: int = 0
+    image: int = 0
+    order: int = 0               # of its kernel's launches at its place
 
 
 class Plan(Device):
-    """Notes the launches and products of a pass for a chip, as device/cuda.py would make them. Its arrays are never touched."""
+    """Notes what a step would launch on a chip. Its arrays are zeros that cost nothing until they are touched."""
 
     name, array_type = "cuda", np.ndarray
     images_at_once, slices = CUDA.images_at_once, CUDA.slices
 
-    def __init__(self, processors):
-        self.processors, self.notes = processors, []
+    def __init__(self, chip):
+        self.processors, self.unfolded = chip.processors, {}
 
-    def zeros(self, shape, dtype=None):
-        return np.zeros(shape, self.float if dtype is None else dtype)
+    def empty(self, shape, dtype=None):
+        """Starts on a multiple of 256 bytes, as a GPU's arrays do."""
+        dtype = np.dtype(dtype or self.float)
+        size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        raw = np.zeros(size + 256, np.uint8)
+        start = -raw.ctypes.data % 256
+        return raw[start:start + size].view(dtype).reshape(shape)
+
+    zeros = empty
 
     def upload(self, array, host):
         pass
 
-    def launch(self, kernel, rows, *arguments):
+    def bind(self, kernel, rows, arguments):
+        kernel.bind((rows, *arguments), np.ndarray, self.name)
         a = SimpleNamespace(rows=rows, **{declared.name: value for declared, value in zip(kernel.arguments[1:], arguments)})
-        columns = {"im2col": lambda: needed("im2col", a) - a.x.nbytes, "col2im": lambda: needed("col2im", a) - a.dx.nbytes}.get(kernel.name, int)()
-        long = {"bias_backward": lambda: a.slice * (1 + a.relu), "sum_partials": lambda: -(-a.count // 32),
-                "add_parts": lambda: a.slices}.get(kernel.name, int)()
-        self.notes.append(Launch(self.place, kernel.name, needed(kernel.name, a), rows, columns=columns, long=long))
+        launch = Launch(self.place, kernel.name, NEEDED[kernel.name](a), rows, (kernel, arguments), LONG.get(kernel.name, lambda a: 0)(a))
+        if kernel.name in ("im2col", "col2im"):
+            launch.columns = unfolded(a) * columns(a)
+            launch.image = launch.bytes - launch.columns
+            self.unfolded[self.place.split()[0]] = launch.image / launch.columns
+        return launch
 
     def gemm(self, a, b, c, transpose_a=False, transpose_b=False, accumulate=False):
         m, n, k = check_product(a, b, c, transpose_a, transpose_b)
         batch = c.shape[0] if c.ndim == 3 else 1
-        unfolded = [array for array in (a, c) if self.workspace is not None and np.may_share_memory(array, self.workspace) and
-                    array.shape[-1] == (k if array is a and not transpose_a else m if array is a else n) and array.strides[-2] % 32 == 0]
-        columns = 4 * batch * (m * k if unfolded and unfolded[0] is a else m * n) if unfolded else 0
-        self.notes.append(Launch(self.place, "gemm", 4 * batch * (m * k + k * n + m * n * (1 + accumulate)), flop=2 * batch * m * n * k,
-                                 tiles=batch * -(-m // TILE) * -(-n // TILE), columns=columns))
-
-    workspace = None
-
-
-def plan(name, batch, chip):
-    """The launches of a training step of a net."""
-    net, device = nets.build(name), Plan(chip.processors)
-    network = Network(net, device, batch, side=round(net.size * 8 / 7), init=None)
-    device.workspace = network.arrays["workspace columns"]
-    network.record("train", batch)
-    return device.notes
+        bytes_a, bytes_b, bytes_c = 4 * batch * m * k, 4 * batch * k * n, 4 * batch * m * n * (1 + accumulate)
+        launch = Launch(self.place, "gemm", bytes_a + bytes_b + bytes_c, flop=2 * batch * m * n * k, tiles=batch * -(-m // TILE) * -(-n // TILE),
+                        weights=bytes_c if transpose_a else bytes_b)
+        if self.place.split()[0] in self.unfolded:      # a convolution: its columns are what is multiplied, or dx's that come out
+            launch.columns = bytes_c if transpose_b else bytes_a
+            launch.image = launch.columns * self.unfolded[self.place.split()[0]]
+        self.submit(launch)
 
 
-class Counted(Trace):
-    """Keeps the counts of the first launch of each kernel at each place."""
+def plan(name, batch, chip, workspace_mb=None):
+    """The launches of a training step of a net, from the copies of its input on."""
+    net, device = nets.build(name), Plan(chip)
+    network = Network(net, device, batch, side=round(net.size * 8 / 7), init=None, workspace_mb=workspace_mb)
+    with device.record() as tape:
+        network.record("train", batch)
+    order = Counter()
+    for launch in tape.calls:
+        launch.order = order[launch.place, launch.name]
+        order[launch.place, launch.name] += 1
+    return [*(Launch("input upload", "copy", 2 * network.arrays[f"input {part}"].nbytes) for part in ("images", "labels", "crops", "now")), *tape.calls]
 
-    slices, tile, chunk = staticmethod(lambda tiles: 2), None, None
 
-    def __init__(self):
-        super().__init__()
-        self.rows_at_most, self.found = 3000, {}
-
-    def zeros(self, shape, dtype=None):
-        """Starts on a sector, and costs nothing until touched."""
-        dtype = np.dtype(self.float if dtype is None else dtype)
-        raw = np.zeros(math.prod(shape) * dtype.itemsize + 512, np.uint8)
-        start = -raw.ctypes.data % 512
-        return raw[start:start + len(raw) - 512].view(dtype).reshape(shape)
-
-    def launch(self, kernel, rows, *arguments):
-        if (self.place, kernel.name) not in self.found:
-            super().launch(kernel, rows, *arguments)
-            self.found[self.place, kernel.name] = self.last
+def key(launch):
+    """Where its traced counts are: pieces of a batch repeat a kernel, the updates of a layer's weights and biases differ."""
+    return launch.place, launch.name, launch.order if launch.place.endswith("update") else 0
 
 
 def trace(name):
-    """{(place, kernel): counts} of a training step on two images at the net's full size, at most 3,000 rows of each launch."""
-    device = Counted()
-    net = nets.build(name)
-    Network(net, device, 2, side=round(net.size * 8 / 7), init=None).record("train", 2)
-    return device.found
-
-
-def seconds(launch, chip, counts, *, peak=None, scale=1.0, without_columns=False):
-    """The predicted time of one launch on a chip. scale: of its bytes; without_columns: columns move inside the chip."""
-    moved = (launch.bytes - launch.columns * without_columns) * scale
-    if launch.name == "gemm":
-        waves = -(-launch.tiles // chip.processors)
-        return max(launch.flop / ((peak or chip.fp32) * launch.tiles / (waves * chip.processors)), moved / chip.bandwidth, LEAST)
-    count = counts[launch.place, launch.name]
-    return max(moved / count.distinct_efficiency / chip.bandwidth, max(launch.long, count.chain if not launch.long else 0) * LATENCY, LEAST)
-
-
-def predictions(launches, chip, counts):
-    """{change: (seconds, launches)} of a step as it is, and with what could be done about it."""
-    def total(keep=lambda launch: True, **more):
-        return sum(seconds(launch, chip, counts, **more) for launch in launches if keep(launch)), sum(map(keep, launches))
-
-    def unfold(launch):
-        return launch.name not in ("im2col", "col2im")
-    update = [launch for launch in launches if launch.place.endswith("update")]
-    halved = sum(seconds(launch, chip, counts, scale=1.0 if launch in update else 0.5) for launch in launches)
-    chunks = sum(max(1, math.ceil(launch.columns / (chip.l2 / 2))) - 1 for launch in launches)
-    inside, count = total(without_columns=True)
-    best = sum(seconds(launch, chip, counts, peak=chip.tf32, scale=1.0 if launch in update else 0.5, without_columns=True)
-               for launch in launches if unfold(launch))
-    return {
-        "as it is": total(), "im2col fused into the products": total(unfold, without_columns=True),
-        "TF32 products": total(peak=chip.tf32), "activations and columns in half precision": (halved, len(launches)),
-        "chunks whose columns stay in L2": (inside + chunks * LEAST, count + chunks), "fused, TF32 and half precision together": (best, total(unfold)[1]),
-    }
-
-
-KINDS = {"products": ("gemm",), "im2col, col2im": ("im2col", "col2im"), "pooling": ("max_pool", "max_pool_backward"), "LRN": ("lrn", "lrn_backward"),
-         "bias and ReLU": ("bias_relu", "bias_backward", "sum_partials"), "update": ("sgd", "add_parts")}
-
-
-def kind(name):
-    return next((kind for kind, names in KINDS.items() if name in names), "crop, dropout, loss")
-
-
-def occupancy(about, chip):
-    """Warps that a multiprocessor holds, of 64: registers go to warps by 256, and a block keeps 1 KB of shared memory for itself."""
-    registers = -(-about["registers"] * 32 // 256) * 256
-    return ROWS_PER_BLOCK * min(32, 64 // ROWS_PER_BLOCK, (64 << 10) // (registers * ROWS_PER_BLOCK), chip.shared // (about["shared"] + 1024))
-
-
-def compiled():
-    """{architecture: {kernel: (what ptxas says, its instructions or None)}}"""
-    library, found = nvrtc.find_nvrtc(), {}
-    if not library:
-        return None
-    for chip in CHIPS:
-        found[chip.architecture] = own = {}
-        for file in sorted(sources().glob("*.cu")):
-            cubin, log = nvrtc.compile_cubin(library, file, chip.architecture)
-            about, instructions = nvrtc.read_log(log), nvrtc.count_instructions(cubin)
-            own.update({name: (about[name], instructions and instructions[name]) for name in declarations(file)})
+    """{key: (counts, Launch)} of a step on two images of full size, up to 3,000 rows of each launch."""
+    device, found = Trace(), {}
+    device.rows_at_most = TRACED_ROWS
+    for launch in plan(name, TRACED_IMAGES, CHIPS[-1]):
+        if launch.call and key(launch) not in found:
+            kernel, arguments = launch.call
+            device.launch(kernel, launch.rows, *arguments)
+            found[key(launch)] = device.last, launch
     return found
 
 
+def chain(launch, traced):
+    """The loads that a lane makes, at most."""
+    counts, few = traced[key(launch)]
+    return round(counts.chain * launch.long / few.long) if launch.long else counts.chain
+
+
+def seconds(launch, chip, traced, *, fused=False, tf32=False, half=False, cached=False, waits=True):
+    """The time of a launch. fused: products make and take columns themselves; half: activations and columns have 2 bytes; cached: columns
+    stay in L2; waits: for chains of loads."""
+    moved = launch.bytes
+    if cached or fused:
+        moved += (launch.image if fused and launch.name == "gemm" else 0) - launch.columns
+    if half and launch.name not in IN_FLOAT32:
+        moved -= (moved - launch.weights) / 2
+    if launch.name == "gemm":
+        waves = -(-launch.tiles // chip.processors)
+        return max(launch.flop / ((chip.tf32 if tf32 else chip.fp32) * launch.tiles / (waves * chip.processors)), moved / chip.bandwidth, LEAST)
+    if fused and launch.name in ("im2col", "col2im"):
+        return 0.0
+    if launch.name == "copy":
+        return max(moved / chip.bandwidth, LEAST)
+    return max(moved / traced[key(launch)][0].distinct_efficiency / chip.bandwidth, chain(launch, traced) * LATENCY * waits, LEAST)
+
+
+CHANGES = {
+    "nothing": {}, "implicit GEMM: im2col and col2im fused into the products": dict(fused=True), "TF32 products": dict(tf32=True),
+    "activations and columns in half precision": dict(half=True), "pieces whose columns stay in half of L2": dict(cached=True),
+    "no lane waits for one load before the next": dict(waits=False), "a CUDA graph: one launch for the host": dict(graph=True),
+    "all of these (without columns, pieces need not be small)": dict(fused=True, tf32=True, half=True, waits=False, graph=True),
+}
+
+
+def predictions(name, batch, chip, launches, traced):
+    """{change: (ms of the GPU, launches, ms of the host at 10 us, at 20 us)}"""
+    small, found = plan(name, batch, chip, workspace_mb=chip.l2 / 2 / 2**20), {}
+    for change, how in CHANGES.items():
+        how = dict(how)
+        graph, of = how.pop("graph", False), small if "cached" in how else launches
+        times = [seconds(launch, chip, traced, **how) for launch in of]
+        count = sum(time > 0 for time in times)
+        found[change] = 1e3 * sum(times), count, *(1e3 * each * (1 if graph else count) for each in HOST)
+    return found
+
+
+def step(prediction):
+    """ms of a step, with the host at 15 us a launch."""
+    return max(prediction[0], (prediction[2] + prediction[3]) / 2)
+
+
+def kind(name):
+    return next(kind for kind, names in KINDS.items() if name in names)
+
+
+def occupancy(about, chip):
+    """Warps that a multiprocessor holds, of 64: 64 Ki registers go to warps in lots of 256; a block has 1 KiB of shared memory more."""
+    registers = -(-about["registers"] * 32 // 256) * 256 * ROWS_PER_BLOCK
+    return ROWS_PER_BLOCK * min(32, 64 // ROWS_PER_BLOCK, (64 << 10) // registers, chip.shared // (about["shared"] + 1024))
+
+
 def table(head, rows):
-    return ["| " + " | ".join(head) + " |", "|" + "|".join("---" if i == 0 else "---:" for i in range(len(head))) + "|",
-            *("| " + " | ".join(map(str, row)) + " |" for row in rows), ""]
+    return ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1), *("| " + " | ".join(map(str, row)) + " |" for row in rows), ""]
 
 
-def machine_code(found):
-    """The section on what the compiler made of each kernel."""
-    if not found:
-        return ["NVRTC is not installed (pip install nvidia-cuda-nvrtc): nothing is known of registers.", ""]
+def both(values, form=",.0f"):
+    """One figure where all chips have the same, else one for each."""
+    texts = [format(value, form) for value in values]
+    return texts[0] if len(set(texts)) == 1 else " / ".join(texts)
+
+
+def compiled():
+    """The lines on what the compiler makes of each kernel."""
+    library = nvrtc.find_nvrtc()
+    if not library:
+        return ["Not known here: NVRTC is not installed (pip install nvidia-cuda-nvrtc).", ""]
+    about, code, problem = defaultdict(list), defaultdict(list), None
+    for chip in CHIPS:
+        for file in sorted(sources().glob("*.cu")):
+            cubin, log = nvrtc.compile_cubin(library, file, chip.architecture)
+            try:
+                counted = nvrtc.count_instructions(cubin)
+                problem = problem or (None if counted else "cuobjdump is not installed (pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm)")
+            except subprocess.CalledProcessError as error:
+                counted, problem = None, error.stderr.strip()
+            for name, facts in nvrtc.read_log(log).items():
+                about[name].append(facts)
+                code[name].append((counted or {}).get(name, Counter()))
+
+    def count(name, *starts):
+        return both([sum(n for text, n in own.items() if text.startswith(starts)) for own in code[name]])
+
+    def widths(name, start):
+        """Instructions by their bytes: 4: 7 is seven of four bytes."""
+        found = []
+        for own in code[name]:
+            sizes = Counter()
+            for text, n in own.items():
+                if text.startswith(start):
+                    parts = text.split(".")
+                    sizes[next((w for w, names in {1: ("U8", "S8"), 2: ("U16", "S16"), 8: ("64",), 16: ("128",)}.items() if set(names) & set(parts)), 4)] += n
+            found.append(", ".join(f"{w}: {sizes[w]}" for w in sorted(sizes)) or "0")
+        return both(found, "")
+    sass = ("LDG by bytes", "STG by bytes", "FFMA", "SHFL", "BAR", "MUFU", "LDL + STL")
+    rows = [(name, both([f["registers"] for f in facts]), both([f["shared"] for f in facts]), both([f["spill_stores"] + f["spill_loads"] for f in facts]),
+             both([f["stack"] for f in facts]), both([occupancy(f, chip) for f, chip in zip(facts, CHIPS)]),
+             *(() if problem else (widths(name, "LDG"), widths(name, "STG"), *(count(name, op) for op in ("FFMA", "SHFL", "BAR", "MUFU")), count(name, "LDL", "STL"))))
+            for name, facts in sorted(about.items())]
+    return [f"A block has {32 * ROWS_PER_BLOCK} threads. Where sm_80 and sm_90 differ: sm_80 / sm_90.",
+            *([f"Instructions are not counted: {problem}."] if problem else ["Instructions are those in the machine code, not those that run."]), "",
+            *table(("kernel", "registers", "shared bytes", "spilled bytes", "local bytes", "warps on a multiprocessor, of 64", *(() if problem else sass)), rows)]
+
+
+def by_kernel(launches):
+    """[(kernel, launches, MB)] in order, each "A100 / H100": what does not depend on a compiler. launches: a list for each chip."""
+    names = sorted({launch.name for of in launches for launch in of})
+    own = {name: [[launch for launch in of if launch.name == name] for of in launches] for name in names}
+    return [(name, both([len(of) for of in own[name]]), both([sum(launch.bytes for launch in of) / 1e6 for of in own[name]], ",.1f")) for name in names]
+
+
+def net_report(name, batch, bars, order):
+    """The lines on a net; adds to `bars` and `order` what the plot and the last list need."""
+    traced, lines = trace(name), [f"## {name}, predicted", ""]
+    planned = [plan(name, batch, chip) for chip in CHIPS]
+    took = [{id(launch): 1e3 * seconds(launch, chip, traced) for launch in of} for chip, of in zip(CHIPS, planned)]
+
+    def ms(pick, form=",.3f"):
+        return [format(sum(time[id(launch)] for launch in of if pick(launch)), form) for time, of in zip(took, planned)]
+    changes = [predictions(name, batch, chip, of, traced) for chip, of in zip(CHIPS, planned)]
+    chips = [chip.name for chip in CHIPS]
     rows = []
-    for name in found[80]:
-        (a, code), (h, _) = found[80][name], found[90][name]
+    for chip, of, time, change in zip(CHIPS, planned, took, changes):
+        gpu, count, fast, slow = change["nothing"]
+        binds = "the GPU" if gpu > slow else "the host" if gpu < fast else "either"
+        rows.append((chip.name, f"{gpu:.1f}", count, f"{fast:.1f} to {slow:.1f}", binds, both([1e3 * batch / max(gpu, each) for each in (slow, fast)]).replace("/", "to")))
+        bars[name, chip.name] = {each: sum(t for launch, t in zip(of, time.values()) if kind(launch.name) == each) for each in KINDS}, fast, slow
+        for text, prediction in change.items():
+            order[text].append(1 - step(prediction) / step(change["nothing"]))
+    lines += table(("chip", "GPU, ms", "launches", "host, ms", "what binds", "images/s"), rows)
+    lines += [f"### {name} by kernel, predicted", "", *table(("kernel", "launches", "MB needed", *(f"{c}, ms" for c in chips), *(f"of that waiting for loads, {c}" for c in chips)), [
+        (*row, *ms(lambda launch: launch.name == row[0]), *(format(sum(1e3 * (seconds(launch, chip, traced) - seconds(launch, chip, traced, waits=False))
+         for launch in of if launch.name == row[0]), ".3f") for chip, of in zip(CHIPS, planned))) for row in by_kernel(planned)]
+        + [("all", both([len(of) for of in planned]), both([sum(launch.bytes for launch in of) / 1e6 for of in planned], ",.1f"), *ms(lambda launch: True), *[""] * len(chips))])]
+    places = list(dict.fromkeys(launch.place for launch in planned[0]))
+    lines += [f"### {name} by place, predicted", "", *table(("place", "launches", *(f"{what}, {c}, ms" for what in ("products", "kernels") for c in chips)), [
+        (place, both([sum(launch.place == place for launch in of) for of in planned]),
+         *(text for product in (True, False) for text in ms(lambda launch: launch.place == place and (launch.name == "gemm") == product))) for place in places])]
+    return lines + kernels_and_places(name, planned, traced, ms), changes
 
-        def count(*starts):
-            return sum(n for instruction, n in code.items() if instruction.startswith(starts)) if code else "?"
-        rows.append((name, f"{a['registers']}, {h['registers']}", f"{a['shared'] / 1024:.1f}", f"{a['spill_stores'] + h['spill_stores']}, {a['stack'] + h['stack']}",
-                     f"{occupancy(a, CHIPS[0])}, {occupancy(h, CHIPS[1])}", f"{count('LDG')}, {count('STG')}", count("LDG.E.64", "LDG.E.128"),
-                     count("FFMA"), count("SHFL"), count("BAR"), count("LDL", "STL")))
-    return table(("kernel", "registers sm_80, sm_90", "shared KB a block", "bytes spilled, of local memory", "warps of 64, predicted: A100, H100", "LDG, STG",
-                  "wide LDG", "FFMA", "SHFL", "BAR", "LDL + STL"), rows)
+
+def pairs(launches):
+    """{key: launches} of the kernels of a step."""
+    found = defaultdict(list)
+    for launch in launches:
+        if launch.call:
+            found[key(launch)].append(launch)
+    return found
 
 
-def report(names, batch, found):
-    """The page as lines, and {(net, chip): {kind: ms}} for the plot."""
-    lines, bars, savings = [], {}, collections.defaultdict(list)
+def kernels_and_places(name, planned, traced, ms):
+    """The lines on each kernel at each place, and on those with few warps."""
+    every, rows, few = [pairs(of) for of in planned], [], defaultdict(list)
+    whole = sum(launch.bytes for own in every[0].values() for launch in own)
+    for at, own in every[0].items():
+        counts, moved, times = traced[at][0], sum(launch.bytes for launch in own), ms(lambda launch: launch.call and key(launch) == at)
+        rows.append((at[0], at[1], f"{moved / 1e6:,.2f}", f"{100 * moved / whole:.1f}", f"{100 * counts.distinct_efficiency:.0f}", f"{100 * counts.instruction_efficiency:.0f}",
+                     both([chain(of[at][0], traced) for of in every]), both([of[at][0].rows for of in every]), *times))
+        if own[0].rows < MANY_WARPS:
+            few[at[1]].append((own[0].rows, moved, at[0], sum(seconds(launch, CHIPS[0], traced) for launch in own)))
+    return [f"### {name} by kernel and place, predicted", "", "Efficiencies are traced; the chain and the warps are those of the first launch at the place.", "",
+            *table(("place", "kernel", "MB needed", "% of kernels' bytes", "sectors used, %", "per instruction, %", "chain of loads", "warps",
+                    *(f"{chip.name}, ms" for chip in CHIPS)), rows),
+            f"### {name}: kernels of fewer than {MANY_WARPS:,} warps, predicted", "",
+            *table(("kernel", "why", "places", "fewest warps", "MB", f"{CHIPS[0].name}, ms"), [
+                (kernel, FEW.get(kernel, "**no reason known**"), ", ".join(dict.fromkeys(place.replace(" backward", "").replace(" forward", "").replace(" update", "") for _, _, place, _ in own)),
+                 f"{min(own)[0]:,}", f"{sum(moved for _, moved, _, _ in own) / 1e6:,.2f}", f"{1e3 * sum(time for *_, time in own):.3f}") for kernel, own in sorted(few.items())])]
+
+
+def report(names, batch):
+    """(the page's lines, {(net, chip): ({kind: ms}, host's ms at 10 us, at 20 us)})"""
+    bars, order, lines, removed = {}, defaultdict(list), [], []
     for name in names:
-        counts = trace(name)
-        for chip in CHIPS:
-            launches = plan(name, batch, chip)
-            every, whole = collections.defaultdict(list), sum(launch.bytes for launch in launches)
-            for launch in launches:
-                every[launch.name].append(launch)
-            total = sum(seconds(launch, chip, counts) for launch in launches)
-            rows, bar = [], collections.Counter()
-            for kernel, own in sorted(every.items(), key=lambda item: -sum(seconds(launch, chip, counts) for launch in item[1])):
-                took, moved = sum(seconds(launch, chip, counts) for launch in own), sum(launch.bytes for launch in own)
-                bar[kind(kernel)] += 1e3 * took
-                flop, traced = sum(launch.flop for launch in own), [counts[launch.place, launch.name] for launch in own if launch.name != "gemm"]
-                rows.append((kernel, len(own), f"{moved / 1e6:,.1f}", f"{100 * moved / whole:.1f}", f"{flop / 1e9:,.0f}" if flop else "",
-                             f"{flop / moved:.0f}" if flop else "", min((launch.warps for launch in own), default=0) or "",
-                             *((f"{100 * min(t.distinct_efficiency for t in traced):.0f}", f"{100 * min(t.instruction_efficiency for t in traced):.0f}") if traced else ("", "")),
-                             f"{occupancy(found[chip.architecture][kernel][0], chip)}" if found and traced else "",
-                             f"{1e3 * took:.3f}", f"{100 * took / total:.1f}"))
-            bars[name, chip.name] = bar
-            host = [1e3 * len(launches) * each for each in HOST]
-            binds = "the GPU" if 1e3 * total > host[1] else "the host" if 1e3 * total < host[0] else "either"
-            lines += [f"### {name} on {chip.name}, predicted", "",
-                      f"{1e3 * total:.1f} ms a step of {batch} images, {batch / total:,.0f} images/s. The host makes {len(launches)} launches, {host[0]:.1f} to "
-                      f"{host[1]:.1f} ms of Python: {binds} binds.", ""]
-            lines += table(("kernel", "launches", "MB", "% of bytes", "GFLOP", "FLOP/byte", "fewest warps", "sector efficiency %, DRAM", "per instruction %",
-                            "warps of 64", "ms", "% of time"), rows)
-            products = collections.Counter()
-            for launch in every["gemm"]:
-                products[launch.place] += 1e3 * seconds(launch, chip, counts)
-            lines += ["Longest products: " + ", ".join(f"{place} {took:.2f} ms" for place, took in products.most_common(6)) + ".", ""]
-            changes = predictions(launches, chip, counts)
-            lines += [f"What would remove it ({name} on {chip.name}, predicted):", "", *table(("change", "ms of the GPU", "launches", "images/s if the GPU binds"), [
-                (change, f"{1e3 * took:.1f}", count, f"{batch / took:,.0f}") for change, (took, count) in changes.items()])]
-            for change, (took, _) in changes.items():
-                savings[change].append(1 - took / total)
-    order = sorted((change for change in savings if change not in ("as it is", "fused, TF32 and half precision together")), key=lambda change: -np.mean(savings[change]))
-    lines += ["## The first hour on a GPU: what to try, by predicted saving", "",
-              "1. `python -m minialex.selftest --device cuda`: whether the results are right, and which kernel is furthest from its roof.",
-              *(f"{i}. {change[0].upper()}{change[1:]}: {100 * min(savings[change]):.0f} to {100 * max(savings[change]):.0f} % of a step." for i, change in enumerate(order, 2)), ""]
-    return lines, bars
-
-
-def head(batch, found):
-    few = sorted(FEW)
-    return ["# A training step on a GPU, predicted", "",
-            f"`python benchmarks/kernel_report.py --batch {batch} --write` wrote this page. No GPU was used: every time is predicted. Launches, bytes and sector",
-            "efficiencies are counted by execution on a CPU (`tests/simt`), registers and instructions are those of NVRTC's machine code.", "",
-            "- A kernel takes max(sectors / bandwidth, longest chain of loads x 600 ns, 3 us). Sectors are the distinct 32-byte pieces of memory that it touches; a",
-            "  chain is what one lane loads in a row, as if each load waited for the one before, which is pessimistic.",
-            f"- A product takes max(FLOP / (peak x tiles / (waves x multiprocessors)), bytes / bandwidth, 3 us) with tiles of {TILE} x {TILE}. cuBLAS has smaller tiles and",
-            "  cuts long sums, so the dense layers' rows are pessimistic. Weight gradients are cut into slices here as `device/cuda.py` cuts them.",
-            *(f"- {c.name}: {c.bandwidth / 1e9:,.0f} GB/s, {c.fp32 / 1e12:.1f} TFLOP/s in FP32, {c.tf32 / 1e12:.1f} in TF32 (dense), {c.processors} multiprocessors, {c.l2 >> 20} MB of L2."
-              for c in CHIPS),
-            "  Sources: NVIDIA's data sheets of the A100 80GB SXM and the H100 SXM, and the white papers of the Ampere and Hopper architectures.",
-            f"- The input, {batch} x 256 x 256 x 3 bytes = {batch * 256 * 256 * 3 / 1e6:.0f} MB a step, goes up beside the step before: {batch * 256 * 256 * 3 / 25e9 * 1e3:.1f} ms over PCIe 4.0 at 25 GB/s.", "",
-            "![predicted time by kind of work](kernels.png)", "", "## What the compiler made of each kernel, and the predicted occupancy", "", *machine_code(found),
-            "No kernel keeps anything in local memory. Loads and stores are 4 bytes a lane, 128 bytes a warp; the wide ones read doubles.", "",
-            "## Kernels predicted to launch fewer than 2,000 warps, and why", "", *(f"- `{name}`: {FEW[name]}." for name in few), "", "## A step, kernel by kernel, predicted", ""]
+        own, changes = net_report(name, batch, bars, order)
+        lines += own
+        for chip, change in zip(CHIPS, changes):
+            removed += [(name, chip.name, text, f"{gpu:.1f}", count, f"{fast:.2f} to {slow:.2f}", f"{1e3 * batch / step((gpu, count, fast, slow)):,.0f}")
+                        for text, (gpu, count, fast, slow) in change.items()]
+    last = list(CHANGES)[-1]
+    first = sorted((text for text in CHANGES if text not in ("nothing", last)), key=lambda text: -np.mean(order[text]))
+    side = {name: round(nets.build(name).size * 8 / 7) for name in names}
+    plan_ = [f"{i}. {text[0].upper()}{text[1:]}: {100 * min(order[text]):.0f} to {100 * max(order[text]):.0f} % of a step." for i, text in enumerate(first, 1)]
+    return [
+        "# Predicted: a training step on A100 and H100", "",
+        f"`python benchmarks/kernel_report.py --batch {batch} --write` wrote this page, without a GPU: every time below is predicted, none measured.", "",
+        "![predicted milliseconds of a step by kind of work](kernels.png)", "",
+        "## What is predicted, and how", "",
+        f"- A kernel takes max(bytes / sectors used / bandwidth, longest chain of loads x {1e9 * LATENCY:.0f} ns, {1e6 * LEAST:.0f} us). Its bytes are those it needs: each input element "
+        "once, each output element once. The part of its 32-byte sectors that it uses, and the most loads that one lane makes, were counted by running the "
+        f"CUDA branch thread by thread on {TRACED_IMAGES} images of full size, up to {TRACED_ROWS:,} rows of each launch; the chain is then scaled to the batch. "
+        "That a load waits for the one before is pessimistic: compilers issue several at once. What L2 keeps from one launch to the next is left out, which is pessimistic too.",
+        f"- A product (m, n, k, batch) takes max(FLOP / (peak x tiles / (waves x multiprocessors)), bytes / bandwidth, {1e6 * LEAST:.0f} us), with tiles of {TILE} x {TILE}, those of a "
+        "batch (groups, slices of a weight gradient) counted, and waves = ceil(tiles / multiprocessors). cuBLAS has smaller tiles and cuts the long sums of dense "
+        "layers (split-K), so their rows are pessimistic; it does not reach the peak, so the others are optimistic.",
+        f"- The host takes {1e6 * HOST[0]:.0f} to {1e6 * HOST[1]:.0f} us of Python for a launch, beside the GPU: the longer of the two binds.",
+        f"- The pictures go up on a copy stream beside the step before, so this is not added: "
+        + ", ".join(f"{name} {batch * side[name]**2 * 3 / 1e6:.1f} MB, " + both([1e3 * batch * side[name]**2 * 3 / chip.pcie for chip in CHIPS], ".2f") + " ms" for name in names)
+        + f" over PCIe at {both([chip.pcie / 1e9 for chip in CHIPS])} GB/s. The copy from there to the step's arrays is `copy` below.",
+        f"- Where {' and '.join(chip.name for chip in CHIPS)} differ, a cell has both: {' / '.join(chip.name for chip in CHIPS)}.", "",
+        *table(("chip", "GB/s", "FP32 TFLOP/s", "TF32 TFLOP/s", "multiprocessors", "L2, MB"), [
+            (c.name, f"{c.bandwidth / 1e9:,.0f}", f"{c.fp32 / 1e12:g}", f"{c.tf32 / 1e12:g}", c.processors, c.l2 >> 20) for c in CHIPS]),
+        SOURCES, "", *lines, "## What the compiler makes of each kernel, and the occupancy predicted from it", "", *compiled(),
+        "## What would remove it, predicted", "",
+        "Fused products read the pixels instead of columns. In half precision weights, their gradients and sums stay float32. Smaller pieces are planned anew, so that "
+        "their launches and tiles count; L2's own speed is left out. images/s has the host at 15 us a launch.", "",
+        *table(("net", "chip", "change", "GPU, ms", "launches", "host, ms", "images/s"), removed),
+        "## The plan for the first hour on a GPU: savings, predicted", "", *plan_, "",
+        f"All together: {100 * min(order[last]):.0f} to {100 * max(order[last]):.0f} % of a step."], bars
 
 
 def plot(bars, path, batch):
+    """Stacked bars of milliseconds by kind, a line below each for the host."""
+    import io
+
     import matplotlib
     matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    figure, axes = plt.subplots(figsize=(9, 0.55 * len(bars) + 1.6), layout="constrained")
-    labels, left = [f"{net}, {chip}" for net, chip in bars][::-1], np.zeros(len(bars))
-    for color, each in zip(plt.get_cmap("tab10").colors, [*KINDS, "crop, dropout, loss"]):
-        widths = np.array([bar[each] for bar in bars.values()])[::-1]
-        axes.barh(labels, widths, left=left, label=each, color=color)
+    from matplotlib import pyplot
+    figure, axes = pyplot.subplots(figsize=(11, 1.4 + 0.62 * len(bars)), layout="constrained")
+    y, left = np.arange(len(bars))[::-1], np.zeros(len(bars))
+    for i, each in enumerate(KINDS):
+        widths = np.array([parts[each] for parts, _, _ in bars.values()])
+        axes.barh(y, widths, 0.55, left, label=each, color=f"C{i}")
         left += widths
-    for y, width in enumerate(left):
-        axes.text(width, y, f" {width:.1f} ms", va="center")
-    axes.set(xlabel=f"predicted milliseconds of a training step of {batch} images (no GPU was used)", xlim=(0, 1.12 * left.max()))
-    axes.legend(loc="lower right", fontsize=8)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=110)
+    for at, total, (_, fast, slow) in zip(y, left, bars.values()):
+        axes.plot([fast, slow], [at - 0.4] * 2, "k|-", markersize=5, linewidth=1, label="host, 10 to 20 us a launch" if at == y[0] else None)
+        axes.text(total, at, f" {total:.1f} ms", va="center")
+    axes.set_yticks(y, [f"{net}, {chip}" for net, chip in bars])
+    axes.set_xlim(0, 1.1 * max(left.max(), max(slow for *_, slow in bars.values())))
+    axes.set_xlabel("milliseconds")
+    axes.grid(axis="x", alpha=0.3)
+    axes.set_axisbelow(True)
+    figure.legend(frameon=False, loc="outside right center")
+    figure.suptitle(f"Predicted (not measured): a training step of {batch} images")
+    image = io.BytesIO()
+    figure.savefig(image, format="png", dpi=110)
+    pyplot.close(figure)
+    write_beside(path, image.getvalue())
 
 
-def main(arguments=None):
+def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--net", nargs="+", default=["paper", "owt", "half"], choices=list(nets.NETS))
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--write", action="store_true", help="write docs/kernels.md and docs/kernels.png")
-    args = parser.parse_args(arguments)
-    found = compiled()
-    lines, bars = report(args.net, args.batch, found)
-    page = "\n".join([*head(args.batch, found), *lines])
-    print(page)
-    if args.write:
-        (ROOT / "docs/kernels.md").write_text(page.rstrip() + "\n")
-        plot(bars, ROOT / "docs/kernels.png", args.batch)
-    return 0
+    options = parser.parse_args()
+    lines, bars = report(options.net, options.batch)
+    print("\n".join(lines))
+    if options.write:
+        write_beside(ROOT / "docs" / "kernels.md", "\n".join(lines) + "\n")
+        plot(bars, ROOT / "docs" / "kernels.png", options.batch)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

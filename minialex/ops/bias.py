@@ -4,7 +4,7 @@ import numpy as np
 
 from ..device import kernel
 
-SPAN, STRIP = 256, 128       # as in kernels/bias.cu
+SPAN, STRIP = 256, 32       # as in kernels/bias.cu
 
 
 @kernel("bias.cu")
