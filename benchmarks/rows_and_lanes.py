@@ -93,7 +93,7 @@ def main():
         ratios = sorted(timed(tape.play) / timed(lambda: np.copyto(target, source)) for _ in range(rounds))
         warps = rows * 16 if "weights" not in name and "gradient" not in name else rows
         if "gradient" in name:
-            warps = slices(128 * 55 * 55)[1]
+            warps = slices(128 * 55 * 55)[1] * -(-96 // STRIP)
         both = []
         for device in (cpu, simt):
             copies = [device.array(a, a.dtype) if isinstance(a, np.ndarray) else a for a in small]
