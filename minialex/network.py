@@ -64,7 +64,7 @@ class Layout:
             least, parts = layer.least(shape, self.training and name != bottom), layer.split(shape, slices) if self.training else 0
             wanted = layer.workspace(shape) * max(1, min(self.chunk, images_at_once(int(np.prod(net.outputs[name])))))
             if tile:
-                wanted = max(least, min(wanted, tile))
+                wanted = max(least, min(wanted, layer.tile(shape, tile)))
             if workspace_mb is not None and least:
                 allowed = int(workspace_mb * 2**20 / 4 / self.shares) - parts
                 if allowed < least:

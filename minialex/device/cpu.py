@@ -183,7 +183,7 @@ class CPU(Device):
             else:
                 slots[i:i + 1].view(declared.dtype)[0] = value
         run = ctypes.cast(getattr(self.libraries[kernel.source], f"run_{kernel.name}"), ctypes.c_void_p).value
-        self.submit((run, slots, arguments, kernel.name))
+        self.submit((run, slots, arguments, kernel.name, self.place))
 
     def gemm(self, a, b, c, transpose_a=False, transpose_b=False, accumulate=False):
         """c = op(a) op(b) (+ c if accumulate), float32, each of (rows, columns) or (batch, rows, columns)."""
@@ -196,7 +196,7 @@ class CPU(Device):
             slots = np.array([self.sgemm, transpose_a, transpose_b, m, n, k, one_a.ctypes.data, pitch[0], one_b.ctypes.data,
                               pitch[1], 0, one_c.ctypes.data, pitch[2]], np.uint64)
             slots[10:11].view(np.float32)[0] = 1.0 if accumulate else 0.0
-            self.submit((run, slots, (a, b, c), "gemm"))
+            self.submit((run, slots, (a, b, c), "gemm", self.place))
 
     def submit(self, command):
         if self.recording is None:
@@ -255,7 +255,7 @@ class Tape:
             lengths = [len(own) for phase in self.phases for own in phase]
             starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
             table = (Command * len(self.commands))(*[(run, slots.ctypes.data, part, parts)
-                                                     for run, slots, _, _, part, parts in self.commands])
+                                                     for run, slots, *_, part, parts in self.commands])
             self.ready = table, starts
         table, starts = self.ready
         self.device.library.queue_play(self.device.queue, table, starts.ctypes.data_as(ctypes.c_void_p),

@@ -13,6 +13,7 @@ from .window import Window
 
 STAGED = 1024      # as in kernels/im2col.cu
 BLOCK = 32         # as in kernels/add.cu
+MANY = 338         # rows of columns; a product of fewer spends its time packing the weights
 
 
 def taps(x_height, x_width, out_height, out_width, kernel_height, kernel_width, stride_h, stride_w, pad_top, pad_left):
@@ -114,12 +115,16 @@ class Conv(Layer):
         """Floats of `columns` for the smallest piece of work: a line of the output, or an image where col2im gathers from its columns."""
         return self.workspace(shape) if dx else self.workspace(shape) // self.output(shape)[0]
 
-    def pieces(self, device, at, reserved=0):
+    def tile(self, shape, tile, rows=MANY):
+        """Floats of columns that a product should have: those that stay in cache, and `rows` rows; None: no limit."""
+        return tile and max(tile, self.workspace(shape) // self.output(shape)[0], rows * self.groups * self.pitch(shape))
+
+    def pieces(self, device, at, reserved=0, rows=MANY):
         """A pass as [(images, lines of their output), ...] whose columns fit into the workspace, and into the cache where there is one."""
         shape = at.x.shape[1:]
         image, height, room = self.workspace(shape), self.output(shape)[0], at.columns.size - reserved
         if device.tile:
-            room = min(room, max(device.tile, image // height))
+            room = min(room, self.tile(shape, device.tile, rows))
         if room >= image:
             return [(images, slice(0, height)) for images in steps(len(at.x), room // image)]
         count = -(-height // (room * height // image))
@@ -170,7 +175,7 @@ class Conv(Layer):
         weight, dweight = self.grouped(at.parameters["weight"]), self.grouped(at.gradients["weight"])
         shape, fan_in, accumulate = at.x.shape[1:], self.fan_in(at.x.shape[1:]), at.accumulate
         bias_gradient(device, at.y, at.dy, at.gradients["bias"], at.columns, self.relu, at.accumulate)
-        for images, lines in self.pieces(device, at, self.split(shape, device.slices)):
+        for images, lines in self.pieces(device, at, self.split(shape, device.slices), rows=0):
             columns, dy, n = self.unfold(device, at, images, lines), piece(at.dy, images, lines), images.stop - images.start
             slices = min(n, self.slices(shape, device.slices))
             sliced = len(dy) // n * (n // slices * slices) if slices > 1 else 0      # pixels, of whole images
@@ -181,7 +186,7 @@ class Conv(Layer):
             accumulate = True
         if at.dx is None:
             return
-        for images in steps(len(at.x), max(1, min(device.tile or at.columns.size, at.columns.size) // self.workspace(shape))):
+        for images in steps(len(at.x), max(1, min(self.tile(shape, device.tile) or at.columns.size, at.columns.size) // self.workspace(shape))):
             n = images.stop - images.start
             columns = at.columns[:n * self.workspace(shape)].reshape(self.groups, -1, self.pitch(shape))[:, :, :fan_in]
             device.gemm(self.grouped(at.dy[images]), weight, columns, transpose_b=True)

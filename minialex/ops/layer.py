@@ -53,6 +53,10 @@ class Layer:
         """Floats of `columns` without which the layer cannot work; dx: whether the input's gradient is wanted."""
         return 0
 
+    def tile(self, shape, tile):
+        """Floats of `columns` that are best where `tile` floats stay in cache; None: as many as there is room for."""
+        return tile
+
     def partials(self, shape, images):
         """Floats of `columns` that backward needs at least for `images` images."""
         return 0
