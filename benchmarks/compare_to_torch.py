@@ -1,20 +1,30 @@
-"""Images per second of minialex beside PyTorch's on the CPU: the same net, weights and batch, shown equal before timed.
+"""Images per second of minialex beside PyTorch's: the same net, weights and batch, shown equal before anything is timed.
 
-python benchmarks/compare_to_torch.py [--net half paper owt] [--batch 64] [--rounds 5] [--threads N]
+python benchmarks/compare_to_torch.py [--net paper owt half] [--batch 64] [--rounds 5] [--device auto] [--json FILE] [--plot FILE]
 
-Both sides alternate within a round; the ratio is the median over rounds of ours to PyTorch's best (contiguous or
-channels-last). Dropout is on in both for timing and off for the comparison.
+PyTorch at its best: contiguous and channels-last, eager and torch.compile, all threads, foreach SGD, inference_mode; the
+fastest of them counts, and is named. All sides alternate within a round, after one round of warm-up; the ratio is the
+median over rounds. Dropout is on for timing training and off for the comparison. `ceiling` is the share of the rate that
+this machine's own matrix product of 4096^3 reaches (on a CPU, OpenBLAS's; on a GPU, cuBLAS's).
 """
 
 import argparse
+import json
+import platform
+import re
 import statistics
+import subprocess
 import sys
 import time
+import warnings
+from pathlib import Path
 
 import numpy as np
 
 from minialex import nets
-from minialex.device.cpu import CPU
+from minialex.device import open_device
+from minialex.device.cpu import processor
+from minialex.errors import UserError, run_command
 from minialex.network import MEAN, SCALE, Network
 from minialex.ops.conv import Conv
 from minialex.ops.dense import Dense
@@ -24,31 +34,30 @@ from minialex.ops.pool import MaxPool
 from minialex.optim import SGD
 
 LR, STEPS = 1e-3, 3
+# Of an array's largest value: rounding of float32, in sums of up to 10,000 products, and a few ReLUs and maxima that fall to
+# the other side. Biases start from zero, so that after a few steps they are as close as gradients are.
+TOLERANCE = {"logits": 1e-4, "loss": 1e-5, "gradients": 5e-3, "weights": 5e-3}
 
 
-def torch_net(torch, net, parameters):
-    """The net as a torch.nn.Sequential with the same weights: OIHW filters, fc6's rows in the order (C, H, W)."""
-    nn, modules = torch.nn, []
+def torch_layers(torch, net, parameters):
+    """{layer: torch.nn.Sequential} with the same weights: OIHW filters, fc6's rows in the order (C, H, W)."""
+    nn, layers = torch.nn, {}
 
     def tensor(value):
         return nn.Parameter(torch.tensor(np.ascontiguousarray(value)))
 
     for name, layer in net.layers.items():
-        shape = net.inputs[name]
+        shape, modules = net.inputs[name], []
         if isinstance(layer, Conv):
             (top, bottom), (left, right) = layer.window.pad
             if (top, left) != (bottom, right):
                 modules.append(nn.ZeroPad2d((left, right, top, bottom)))
                 top = left = 0
             module = nn.Conv2d(shape[2], layer.filters, layer.window.size, layer.window.stride, (top, left), groups=layer.groups)
-            module.weight = tensor(parameters[f"{name}.weight"].transpose(3, 2, 0, 1))
         elif isinstance(layer, Dense):
-            weight = parameters[f"{name}.weight"]
             if len(shape) == 3:
                 modules.append(nn.Flatten())
-                weight = weight.reshape(*shape, -1).transpose(2, 0, 1, 3).reshape(weight.shape)
-            module = nn.Linear(*weight.shape)
-            module.weight = tensor(weight.T)
+            module = nn.Linear(layer.fan_in(shape), layer.features)
         elif isinstance(layer, MaxPool):
             module = nn.MaxPool2d(layer.window.size, layer.window.stride, ceil_mode=layer.window.ceil)
         elif isinstance(layer, LRN):
@@ -56,72 +65,103 @@ def torch_net(torch, net, parameters):
         elif isinstance(layer, Dropout):
             module = nn.Dropout(layer.p)
         if isinstance(layer, (Conv, Dense)):
+            module.weight = tensor(as_torch(parameters[f"{name}.weight"], shape))
             module.bias = tensor(parameters[f"{name}.bias"])
-        modules.append(module)
-        if getattr(layer, "relu", False):
-            modules.append(nn.ReLU(inplace=True))
-    return nn.Sequential(*modules)
+        layers[name] = nn.Sequential(*modules, module, *[nn.ReLU(inplace=True)] * bool(getattr(layer, "relu", False)))
+    return layers
+
+
+def torch_net(torch, net, parameters):
+    return torch.nn.Sequential(*torch_layers(torch, net, parameters).values())
+
+
+def as_torch(weight, shape):
+    """HWIO filters as OIHW, or the (I, O) matrix of a dense layer, whose input has `shape`, as (O, I) with I in the order (C, H, W)."""
+    if weight.ndim == 4:
+        return weight.transpose(3, 2, 0, 1)
+    return (weight.reshape(*shape, -1).transpose(2, 0, 1, 3).reshape(weight.shape) if len(shape) == 3 else weight).T
 
 
 class Ours:
     def __init__(self, net, device, batch, data, training=True):
         self.network = Network(net, device, batch, training=training, optimizer=SGD(0.9, 5e-4, "torch", bias_decay=1.0))
-        self.data, self.count = data, 0
+        self.data, self.count, self.device = data, 0, device
 
     def train(self):
         self.network.train_step(*self.data, self.count, LR)
         self.count += 1
+        self.device.synchronize()
 
     def infer(self):
         self.network.evaluate(*self.data)
+        self.device.synchronize()
 
 
 class Theirs:
-    def __init__(self, torch, net, parameters, data, channels_last):
+    def __init__(self, torch, net, parameters, data, channels_last, compiled=False, device="cpu"):
         self.torch, images = torch, data[0]
         pixels = (images.astype(np.float32) - np.float32(MEAN)) * np.float32(SCALE)
-        self.x = torch.tensor(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))
-        self.labels = torch.tensor(data[1].astype(np.int64))
-        self.model = torch_net(torch, net, parameters)
-        if channels_last:
-            self.x = self.x.to(memory_format=torch.channels_last)
-            self.model = self.model.to(memory_format=torch.channels_last)
-        self.sgd = torch.optim.SGD(self.model.parameters(), LR, momentum=0.9, weight_decay=5e-4, foreach=True)
+        form = {"memory_format": torch.channels_last} if channels_last else {}
+        self.x = torch.tensor(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))).to(device, **form)
+        self.labels = torch.tensor(data[1].astype(np.int64)).to(device)
+        self.plain = torch_net(torch, net, parameters).to(device, **form)
+        self.model = torch.compile(self.plain) if compiled else self.plain
+        self.sgd = torch.optim.SGD(self.plain.parameters(), LR, momentum=0.9, weight_decay=5e-4, foreach=True)
 
     def train(self):
-        self.model.train()
+        self.plain.train()
         self.loss = self.torch.nn.functional.cross_entropy(self.model(self.x), self.labels)
         self.sgd.zero_grad()
         self.loss.backward()
         self.sgd.step()
+        self.wait()
 
     def infer(self):
-        self.model.eval()
+        self.plain.eval()
         with self.torch.inference_mode():
-            return self.model(self.x)
+            self.logits = self.model(self.x)
+        self.wait()
+
+    def wait(self):
+        if self.x.is_cuda:
+            self.torch.cuda.synchronize()
 
 
 def check_equal(torch, name, device, batch):
-    """Loss after each of a few steps, and the logits' probabilities after them, without dropout; stops if they differ."""
+    """Logits, loss, every gradient, and the weights after a few steps, without dropout. -> the worst of each; stops if they differ."""
     net = nets.build(name)
     for layer in net.layers.values():
         if isinstance(layer, Dropout):
             layer.p = 0.0
     data = drawn(net, batch)
-    ours = Ours(net, device, batch, data)
-    theirs = Theirs(torch, net, {k: v.copy() for k, v in ours.network.parameters.items()}, data, False)
-    worst = 0.0
-    for _ in range(STEPS):
+    ours, host = Ours(net, device, batch, data), device.to_numpy
+    first = {key: host(value) for key, value in ours.network.parameters.items()}
+    theirs, worst = Theirs(torch, net, first, data, False, device=torch_device(device)), {}
+
+    def far(what, value, truth):
+        distance = np.abs(value - truth).max() / max(np.abs(truth).max(), 1e-30)
+        worst[what] = max(worst.get(what, 0.0), float(distance) if np.isfinite(distance) else np.inf)
+
+    def each(values, what, pick):
+        for (key, value), theirs_ in zip(values.items(), theirs.plain.parameters()):
+            value = host(value)
+            far(what, as_torch(value, net.inputs[key.split(".")[0]]) if value.ndim > 1 else value, pick(theirs_).detach().cpu().numpy())
+
+    ours.infer()
+    theirs.infer()
+    far("logits", host(ours.network.arrays[f"activation {list(net.layers)[-1]}"][:batch]), theirs.logits.cpu().numpy())
+    for step in range(STEPS):
         ours.train()
         theirs.train()
-        mine, other = float(ours.network.results(batch)[0].mean()), float(theirs.loss.detach())
-        worst = max(worst, abs(mine - other) / abs(other))
-    ours.infer()
-    probabilities = torch.softmax(theirs.infer(), 1).numpy()
-    distance = float(np.abs(ours.network.probabilities(batch) - probabilities).max() / probabilities.max())
-    print(f"{name}: loss of {STEPS} steps within {worst:.1e}, probabilities after them within {distance:.1e} of PyTorch's")
-    if not (worst < 1e-3 and distance < 1e-2):
-        sys.exit(f"{name} is not equal to PyTorch's: nothing is timed")
+        far("loss", ours.network.results(batch)[0].mean(dtype=np.float64), float(theirs.loss.detach()))
+        if step == 0:
+            each(ours.network.gradients, "gradients", lambda parameter: parameter.grad)
+    each(ours.network.parameters, "weights", lambda parameter: parameter)
+    print(f"{name}: equal to PyTorch's, relative to the largest value (allowed): " + ", ".join(f"{k} {v:.0e} ({TOLERANCE[k]:.0e})" for k, v in worst.items()), flush=True)
+    wrong = [what for what in worst if not worst[what] <= TOLERANCE[what]]
+    if wrong:
+        raise UserError(f"{name}: {', '.join(wrong)} not equal to PyTorch's: nothing is timed")
+    return worst
 
 
 def drawn(net, batch):
@@ -130,46 +170,234 @@ def drawn(net, batch):
             np.zeros((batch, 3), np.int32))
 
 
+def torch_device(device):
+    return "cuda" if device.name == "cuda" else "cpu"
+
+
 def seconds(call):
     began = time.perf_counter()
     call()
     return time.perf_counter() - began
 
 
-def main():
+def product_rate(device):
+    """FLOP per second of a product of 4096^3 on all of the device, best of five."""
+    a, b, c = (device.zeros((4096, 4096)) for _ in range(3))
+    with device.record() as tape:
+        device.gemm(a, b, c)
+
+    def run():
+        tape.play()
+        device.synchronize()
+    run()
+    return 2 * 4096**3 / min(seconds(run) for _ in range(5))
+
+
+def step_flop(net, what):
+    """Floating point operations of an image's pass: products only; the first layer has no input gradient."""
+    macs = [layer.macs(net.inputs[name]) for name, layer in net.layers.items()]
+    return 2 * sum(macs) if what == "infer" else 6 * sum(macs) - 2 * next(m for m in macs if m)
+
+
+def race(torch, name, device, batch, rounds, compiled):
+    """{"train": {...}, "infer": {...}} of a net."""
+    rate = product_rate(device)
+    net = nets.build(name)
+    data, found = drawn(net, batch), {}
+    ours = Ours(net, device, batch, data)
+    parameters, at = {k: device.to_numpy(v) for k, v in ours.network.parameters.items()}, torch_device(device)
+    sides = {"ours": ours, "contiguous": Theirs(torch, net, parameters, data, False, device=at), "channels-last": Theirs(torch, net, parameters, data, True, device=at)}
+    if compiled:
+        sides |= {f"{side}, compiled": Theirs(torch, net, parameters, data, side == "channels-last", True, device=at) for side in list(sides)[1:]}
+    flush = torch.empty(1 << 28, dtype=torch.uint8, device=at) if at == "cuda" else None
+    for what in ("train", "infer"):
+        times = {}
+        for number in range(rounds + 1):
+            for side, model in list(sides.items()):
+                if flush is not None:
+                    flush.zero_()      # both sides start with nothing of theirs in L2
+                    torch.cuda.synchronize()
+                try:
+                    took = seconds(getattr(model, what))
+                except Exception as error:
+                    if "compiled" not in side:
+                        raise
+                    print(f"{name}: torch.compile does not work here ({str(error).splitlines()[0][:100]})")
+                    del sides[side]
+                    times.pop(side, None)
+                    continue
+                if number:
+                    times.setdefault(side, []).append(took)
+        best = min((side for side in times if side != "ours"), key=lambda side: statistics.median(times[side]))
+        ratios = sorted(theirs / mine for mine, theirs in zip(times["ours"], times[best]))
+        speed = {side: batch / statistics.median(each) for side, each in times.items()}
+        found[what] = {"ours": speed["ours"], "torch": speed[best], "ratio": statistics.median(ratios), "least": ratios[0], "most": ratios[-1], "best": best,
+                       "all": speed}
+        print(f"{name:9} {what:6} ratio {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})   ours {speed['ours']:.1f} images/s, "
+              f"PyTorch " + ", ".join(f"{side} {rate_:.1f}" for side, rate_ in speed.items() if side != "ours"), flush=True)
+    rate = max(rate, product_rate(device))
+    for what in ("train", "infer"):
+        found[what]["ceiling"] = found[what]["ours"] * step_flop(net, what) / rate
+    print(f"{name:9} of the ceiling, {rate / 1e9:.0f} GFLOP/s of a product of 4096^3: training {100 * found['train']['ceiling']:.0f} %, "
+          f"inference {100 * found['infer']['ceiling']:.0f} %", flush=True)
+    found["product_gflops"] = rate / 1e9
+    found["layers"] = layers(torch, net, ours, parameters, data, at, "channels-last" in found["train"]["best"])
+    return found
+
+
+def layers(torch, net, ours, parameters, data, at, channels_last):
+    """Each layer's forward and backward pass: [{"layer", "pass", "ours_ms", "gflops", "share", "torch_ms"}]; ms of all cores together."""
+    batch, rows, own = len(data[0]), [], {}
+    tape = ours.network.tapes.get(("train", batch))
+    if hasattr(tape, "commands"):
+        took, rounds = np.zeros(len(tape.commands)), 3
+        for _ in range(rounds):
+            tape.play(took)
+        for command, each in zip(tape.commands, took / rounds / ours.device.threads):
+            own[command[4]] = own.get(command[4], 0.0) + 1e3 * each
+    theirs = torch_times(torch, net, parameters, data, at, channels_last)
+    total = sum(own.values())
+    for way in ("forward", "backward"):
+        for i, (name, layer) in enumerate(net.layers.items()):
+            flop = 2 * batch * layer.macs(net.inputs[name]) * (1 if way == "forward" or not i else 2)
+            mine = own.get(f"{name} {way}")
+            rows.append({"layer": name, "pass": way, "ours_ms": mine, "gflops": flop / mine / 1e6 if mine and flop else None,
+                         "share": mine / total if mine else None, "torch_ms": 1e3 * theirs[name, way]})
+    rest = {kind: sum(ms for place, ms in own.items() if place.endswith(kind)) for kind in ("update", "loss")}
+    return rows + [{"layer": kind, "pass": "", "ours_ms": ms, "gflops": None, "share": ms / total, "torch_ms": None} for kind, ms in rest.items() if ms]
+
+
+def torch_times(torch, net, parameters, data, at, channels_last):
+    """{(layer, "forward" or "backward"): seconds}, each layer by itself, median of three."""
+    side = Theirs(torch, net, parameters, data, channels_last, device=at)
+    x, found = side.x, {}
+    for i, (name, module) in enumerate(torch_layers(torch, net, parameters).items()):
+        module = module.to(at, memory_format=torch.channels_last) if channels_last else module.to(at)
+        forward, backward = [], []
+        for _ in range(4):
+            given = x.detach().clone(memory_format=torch.preserve_format).requires_grad_(i > 0)
+            began = time.perf_counter()
+            y = module(given * 1.0 if i and module[0].__class__.__name__ == "ReLU" else given)
+            side.wait()
+            forward.append(time.perf_counter() - began)
+            dy = torch.ones_like(y)
+            began = time.perf_counter()
+            if y.requires_grad:
+                y.backward(dy)
+            side.wait()
+            backward.append(time.perf_counter() - began)
+        found[name, "forward"], found[name, "backward"] = statistics.median(forward[1:]), statistics.median(backward[1:])
+        x = y.detach()
+    return found
+
+
+def peak(side, name, batch, threads):
+    """Runs in a process of its own: MB at their peak after two training steps, and after the imports alone."""
+    def high():
+        return int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
+    net = nets.build(name)
+    data = drawn(net, batch)
+    if side == "ours":
+        device, before = open_device("cpu", threads)[0], high()
+        model = Ours(net, device, batch, data)
+    else:
+        import torch
+        torch.set_num_threads(threads)
+        before = high()
+        model = Theirs(torch, net, net.initial("he", 0), data, side == "channels-last")
+    for _ in range(2):
+        model.train()
+    print(json.dumps({"peak": high(), "imports": before}))
+
+
+def memory(name, batch, threads):
+    found = {}
+    for side in ("ours", "contiguous", "channels-last"):
+        done = subprocess.run([sys.executable, __file__, "--peak", side, "--net", name, "--batch", str(batch), "--threads", str(threads)],
+                              capture_output=True, text=True)
+        if done.returncode:
+            raise UserError(f"measuring the memory of {side} failed: {done.stderr.strip().splitlines()[-1]}")
+        found[side] = json.loads(done.stdout.splitlines()[-1])
+        found[side]["step"] = found[side]["peak"] - found[side]["imports"]
+    print(f"{name:9} peak memory of a step of {batch} images, less the imports' (raw): " + ", ".join(
+        f"{'PyTorch ' * (side != 'ours')}{side} {m['step']:,.0f} MB ({m['peak']:,.0f})" for side, m in found.items()), flush=True)
+    return {"batch": batch, **found}
+
+
+def print_layers(name, rows):
+    print(f"\n{name}: layer by layer, ms of a training step\n{'layer':8} {'pass':9} {'ours':>8} {'GFLOP/s':>8} {'share':>6} {'PyTorch':>8}")
+    for row in rows:
+        cells = [f"{value:{form}}" if value is not None else "" for value, form in ((row["ours_ms"], ".1f"), (row["gflops"], ".0f"), (row["share"], ".1%"), (row["torch_ms"], ".1f"))]
+        print(f"{row['layer']:8} {row['pass']:9} {cells[0]:>8} {cells[1]:>8} {cells[2]:>6} {cells[3]:>8}")
+    print(flush=True)
+
+
+def plot(found, path):
+    import matplotlib
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+    labels = [(name, what) for name in found["nets"] for what in ("train", "infer")]
+    figure, axes = pyplot.subplots(figsize=(8.5, 1.2 + 0.6 * len(labels)), layout="constrained")
+    for at, (name, what) in enumerate(labels[::-1]):
+        own = found["nets"][name][what]
+        axes.barh(at + 0.19, own["ours"], 0.36, color="C0", label="minialex" if not at else None)
+        axes.barh(at - 0.19, own["torch"], 0.36, color="C7", label=f"PyTorch {found['machine']['torch']}, its fastest way" if not at else None)
+        axes.text(max(own["ours"], own["torch"]), at, f"  {own['ratio']:.2f}", va="center", weight="bold")
+    axes.set_yticks(range(len(labels)), [f"{name}, {dict(train='training', infer='inference')[what]}" for name, what in labels[::-1]])
+    axes.set_xlabel(f"images per second, batch {found['machine']['batch']}, {found['machine']['threads']} threads of {found['machine']['processor']}; bold: ratio")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, loc="lower right")
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--net", nargs="+", default=["half", "paper", "owt"], choices=list(nets.NETS))
+    parser.add_argument("--net", nargs="+", default=["paper", "owt", "half"], choices=list(nets.NETS))
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int)
-    args = parser.parse_args()
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    parser.add_argument("--memory-batch", type=int, default=128, help="images of the step whose memory is measured (cpu); 0: none")
+    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
+    parser.add_argument("--json", metavar="FILE")
+    parser.add_argument("--plot", metavar="FILE")
+    parser.add_argument("--peak", choices=["ours", "contiguous", "channels-last"], help=argparse.SUPPRESS)
+    args = parser.parse_args(arguments)
+    if min(args.batch, args.rounds) < 1:
+        raise UserError("--batch and --rounds: expected at least 1")
+    if args.peak:
+        peak(args.peak, args.net[0], args.batch, args.threads)
+        return 0
     try:
         import torch
     except ImportError:
-        sys.exit("PyTorch is not installed: pip install torch==2.13.0")
-    device = CPU(args.threads)
-    torch.set_num_threads(device.threads)
-    print(f"PyTorch {torch.__version__} and minialex on {device.threads} threads, batch {args.batch}, {args.rounds} rounds")
+        raise UserError("PyTorch is not installed: pip install torch==2.13.0") from None
+    warnings.filterwarnings("ignore")
+    device, _ = open_device(args.device, args.threads, announce=print)
+    if device.name == "cuda" and not torch.cuda.is_available():
+        raise UserError("this PyTorch has no CUDA: install its CUDA build, or use --device cpu")
+    torch.set_num_threads(device.threads if device.name == "cpu" else torch.get_num_threads())
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False      # as cuBLAS is used here
+    model = re.search(r"model name\s*: (.*)", processor())
+    machine = {"processor": device.model if device.name == "cuda" else model[1].strip() if model else platform.machine(), "device": str(device), "threads": device.threads,
+               "torch": torch.__version__.split("+")[0], "batch": args.batch, "rounds": args.rounds,
+               "vectors": "AVX-512" if "avx512f" in processor() else "AVX2" if "avx2" in processor() else "other"}
+    print(f"PyTorch {torch.__version__} and minialex on {device.name}: {machine['device']}; {machine['processor']}, {machine['vectors']}; batch {args.batch}, "
+          f"{args.rounds} rounds", flush=True)
+    found = {"machine": machine, "nets": {}}
     for name in args.net:
-        check_equal(torch, name, device, args.batch)
-        net = nets.build(name)
-        data = drawn(net, args.batch)
-        ours = Ours(net, device, args.batch, data)
-        parameters = {k: v.copy() for k, v in ours.network.parameters.items()}
-        sides = {"ours": ours, "torch": Theirs(torch, net, parameters, data, False), "torch channels-last": Theirs(torch, net, parameters, data, True)}
-        for what in ("train", "infer"):
-            times = {side: [] for side in sides}
-            for number in range(args.rounds + 1):
-                for side, model in sides.items():
-                    took = seconds(getattr(model, what))
-                    if number:      # the first round warms up
-                        times[side].append(took)
-            best = min(list(sides)[1:], key=lambda side: statistics.median(times[side]))
-            ratios = sorted(theirs / mine for mine, theirs in zip(times["ours"], times[best]))
-            rate = {side: args.batch / statistics.median(t) for side, t in times.items()}
-            print(f"{name:9} {what:6} ratio {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})   "
-                  f"ours {rate['ours']:.1f} images/s, {best} {rate[best]:.1f} images/s", flush=True)
+        worst = check_equal(torch, name, device, args.batch)
+        own = found["nets"][name] = {"equal": worst, **race(torch, name, device, args.batch, args.rounds, not args.no_compile)}
+        print_layers(name, own["layers"])
+        if device.name == "cpu" and args.memory_batch and Path("/proc/self/status").exists():
+            own["memory"] = memory(name, args.memory_batch, device.threads)
+    if args.json:
+        Path(args.json).write_text(json.dumps(found, indent=1) + "\n")
+    if args.plot:
+        plot(found, args.plot)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

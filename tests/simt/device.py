@@ -66,7 +66,7 @@ class SIMT(CPU):
     def submit(self, command):
         Device.submit(self, partial(self.run, *command))
 
-    def run(self, function, slots, keep, name):
+    def run(self, function, slots, keep, name, place):
         if name == "gemm":
             ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_longlong, ctypes.c_longlong)(function)(slots.ctypes.data, 0, 1)
             return
