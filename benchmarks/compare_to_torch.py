@@ -34,9 +34,10 @@ from minialex.ops.pool import MaxPool
 from minialex.optim import SGD
 
 LR, STEPS = 1e-3, 3
-# Of an array's largest value: rounding of float32, in sums of up to 10,000 products, and a few ReLUs and maxima that fall to
-# the other side. Biases start from zero, so that after a few steps they are as close as gradients are.
-TOLERANCE = {"logits": 1e-4, "loss": 1e-5, "gradients": 5e-3, "weights": 5e-3}
+# Of an array's L2 norm. Float32 rounds sums of up to 10,000 products; then a few ReLUs and maxima fall to the other side, in
+# PyTorch's float32 as in ours, which moves the gradients of that batch by up to a percent or so. A lost term, mask or image
+# moves them much further. Biases start from zero, so that after a few steps they are as close as gradients are.
+TOLERANCE = {"logits": 1e-4, "loss": 1e-5, "gradients": 0.01, "weights": 0.01}
 
 
 def torch_layers(torch, net, parameters):
@@ -139,7 +140,7 @@ def check_equal(torch, name, device, batch):
     theirs, worst = Theirs(torch, net, first, data, False, device=torch_device(device)), {}
 
     def far(what, value, truth):
-        distance = np.abs(value - truth).max() / max(np.abs(truth).max(), 1e-30)
+        distance = np.linalg.norm(value - truth) / max(np.linalg.norm(truth), 1e-30)
         worst[what] = max(worst.get(what, 0.0), float(distance) if np.isfinite(distance) else np.inf)
 
     def each(values, what, pick):
@@ -157,7 +158,7 @@ def check_equal(torch, name, device, batch):
         if step == 0:
             each(ours.network.gradients, "gradients", lambda parameter: parameter.grad)
     each(ours.network.parameters, "weights", lambda parameter: parameter)
-    print(f"{name}: equal to PyTorch's, relative to the largest value (allowed): " + ", ".join(f"{k} {v:.0e} ({TOLERANCE[k]:.0e})" for k, v in worst.items()), flush=True)
+    print(f"{name}: equal to PyTorch's, distance in the L2 norm (allowed): " + ", ".join(f"{k} {v:.0e} ({TOLERANCE[k]:.0e})" for k, v in worst.items()), flush=True)
     wrong = [what for what in worst if not worst[what] <= TOLERANCE[what]]
     if wrong:
         raise UserError(f"{name}: {', '.join(wrong)} not equal to PyTorch's: nothing is timed")
@@ -346,7 +347,7 @@ def plot(found, path):
     axes.set_yticks(range(len(labels)), [f"{name}, {dict(train='training', infer='inference')[what]}" for name, what in labels[::-1]])
     axes.set_xlabel(f"images per second, batch {found['machine']['batch']}, {found['machine']['threads']} threads of {found['machine']['processor']}; bold: ratio")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="lower right")
+    axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
 

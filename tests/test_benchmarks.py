@@ -1,0 +1,75 @@
+"""The benchmarks of scaling and of the input pipeline, at their smallest: their tables, their JSON, and what they refuse."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+
+
+def run(script, *arguments):
+    command = [sys.executable, BENCHMARKS / script, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def test_scaling(tmp_path):
+    pytest.importorskip("torch", reason="scaling is measured beside PyTorch: pip install torch==2.13.0")
+    done = run("scaling.py", "--quick", "--json", tmp_path / "found.json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert set(found) == {"net", "torch", "device", "rounds", "axes"} and list(found["axes"]) == ["batch", "threads", "size"]
+    small, *rows = found["axes"]["size"] + found["axes"]["batch"] + found["axes"]["threads"]
+    assert set(small) == {"batch", "threads", "size", "error"} and small["size"] == 8 and "runs out of pixels" in small["error"]
+    assert small["error"] in done.stdout and len(rows) == 3
+    for row in rows:
+        assert set(row) == {"batch", "threads", "size", "train", "infer"}
+        for own in (row["train"], row["infer"]):
+            assert min(own["ours"], own["torch"], own["ratio"]) > 0 and own["format"] in ("contiguous", "channels-last")
+            for side in ("ours", "torch") if "memory" in own else ():
+                used = own["memory"][side]
+                assert used["step"] > 0 and used["imports"] > 0 and used["step"] == pytest.approx(used["peak"] - used["imports"])
+            if "memory" in own:
+                assert own["memory"]["ratio"] == pytest.approx(own["memory"]["ours"]["step"] / own["memory"]["torch"]["step"])
+    names, lines = "ours torch ours torch ours torch ours torch train infer train MB infer MB", done.stdout.splitlines()
+    for axis in found["axes"]:
+        head = next(i for i, line in enumerate(lines) if line.split()[:1] == [axis])
+        assert " ".join(lines[head].split()) == f"{axis} {names}"
+        groups = "train images/s infer images/s train MB (peak) infer MB (peak) ours / torch"
+        assert " ".join(lines[head - 1].split()) == groups
+        row = found["axes"][axis][-1]
+        told = lines[head + len(found["axes"][axis])].split()
+        assert told[0] == str(row[axis]) and told[1] == f"{row['train']['ours']:.1f}" and told[3] in ("c", "l")
+        if "memory" in row["infer"]:
+            assert told[-1] == f"{row['infer']['memory']['ratio']:.2f}" and told[-3] == f"{row['infer']['ratio']:.2f}"
+
+
+def test_input_pipeline(tmp_path):
+    small = "--images", 20, "--batch", 8, "--size", 72, "--workers", 1, 2, "--rounds", 1
+    done = run("input_pipeline.py", *small, "--json", tmp_path / "found.json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert set(found) == {"net", "size", "batch", "images", "device", "rounds", "rows", "verdict"} and found["images"] == 20
+    assert [(row["what"], row["workers"]) for row in found["rows"]] == [
+        (what, workers) for workers in (1, 2) for what in ("decode", "loader, cold", "loader, cached")] + [
+        ("crop", None), ("train, in memory", None), ("train, cold", 2), ("train, cached", 2)]
+    lines = done.stdout.splitlines()
+    head = next(i for i, line in enumerate(lines) if line.startswith("what"))
+    assert lines[head].split() == ["what", "workers", "images/s", "of", "training", "waits"]
+    for row, line in zip(found["rows"], lines[head + 1:]):
+        assert row["images_per_s"] > 0 and row["of_training"] > 0
+        assert line.startswith(row["what"]) and f"{row['images_per_s']:.1f}" in line.split()
+        assert (row["waits"] is None) == (row["what"] not in ("train, cold", "train, cached")) and 0 <= (row["waits"] or 0) < 1
+    assert found["verdict"] in lines[-1]
+
+
+def test_what_they_refuse(tmp_path):
+    done = run("input_pipeline.py", "--workers", 0)
+    assert done.returncode == 2 and done.stderr == "error: --images, --batch, --rounds and --workers: expected at least 1\n"
+    done = run("input_pipeline.py", "--data", tmp_path)
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and len(done.stderr.splitlines()) == 1
+    pytest.importorskip("torch", reason="scaling is measured beside PyTorch: pip install torch==2.13.0")
+    done = run("scaling.py", "--batches", 0)
+    assert done.returncode == 2 and done.stderr == "error: --batches, --threads, --sizes and --rounds: expected at least 1\n"
