@@ -97,32 +97,43 @@ class Net:
         return sum(layer.macs(self.inputs[name]) for name, layer in self.layers.items())
 
     def initial(self, init, seed):
-        """{name: float32 array}: first values. "he": N(0, 2/fan_in), half that spread in dense layers, and zero biases, which
+        """{name: float32 array}: first values, as `draw` gives them."""
+        return dict(self.draw(init, seed))
+
+    def draw(self, init, seed):
+        """(name, float32 array) of each parameter's first values. "he": N(0, 2/fan_in), half that spread in dense layers, and zero biases, which
         trains from scratch on small data; "published": what the net's authors used (paper, caffenet: N(0, std) with their biases; half: Keras' Glorot
         uniform; owt: PyTorch's uniform 1/sqrt(fan_in))."""
-        values, last = {}, list(self.layers)[-1]
+        last = list(self.layers)[-1]
         for number, (name, layer) in enumerate(self.layers.items()):
             for part, shape in layer.parameters(self.inputs[name]).items():
                 random = np.random.Generator(np.random.Philox(key=[seed, number * 2 + (part == "bias")]))
                 fan_in = layer.fan_in(self.inputs[name])
                 fan_out = shape[-1] * (layer.window.size[0] * layer.window.size[1] if isinstance(layer, Conv) else 1)
                 if init == "published" and layer.std is None and self.name == "owt":
-                    value = random.uniform(-1, 1, shape) / np.sqrt(fan_in)
+                    value = in_pieces(shape, lambda n: random.uniform(-1, 1, n) / np.sqrt(fan_in))
                 elif part == "bias":
                     value = np.full(shape, layer.bias if init == "published" else 0.0)
                 elif init == "published" and layer.std is None:
-                    value = random.uniform(-1, 1, shape) * np.sqrt(6 / (fan_in + fan_out))
+                    value = in_pieces(shape, lambda n: random.uniform(-1, 1, n) * np.sqrt(6 / (fan_in + fan_out)))
                 elif init == "published":
-                    value = random.standard_normal(shape) * layer.std
+                    value = in_pieces(shape, lambda n: random.standard_normal(n) * layer.std)
                 elif init == "he":
                     # Three max-pools make activations three times larger than He's rule expects; dense layers start at half
                     # of it and the last one at 0.01, or the first steps throw the loss far above ln(classes).
                     std = np.sqrt(2 / fan_in) * (1.0 if isinstance(layer, Conv) else 0.5)
-                    value = random.standard_normal(shape) * (0.01 if name == last else std)
+                    value = in_pieces(shape, lambda n: random.standard_normal(n) * (0.01 if name == last else std))
                 else:
                     raise UserError(f"unknown init {init!r}: choose he or published")
-                values[f"{name}.{part}"] = value.astype(np.float32)
-        return values
+                yield f"{name}.{part}", value.astype(np.float32, copy=False)
+
+
+def in_pieces(shape, draw):
+    """A float32 array of `shape` from draw(n), which gives float64: as if drawn at once, without its memory in float64."""
+    values = np.empty(int(np.prod(shape)), np.float32)
+    for first in range(0, values.size, 1 << 20):
+        values[first:first + (1 << 20)] = draw(min(1 << 20, values.size - first))
+    return values.reshape(shape)
 
 
 def build(name, classes=None, size=None):

@@ -95,18 +95,26 @@ class Network:
         self.net, self.device, self.batch, self.optimizer, self.seed, self.training = net, device, batch, optimizer, seed, training
         self.layout = Layout(net, batch, threads=device.threads, chunk=device.chunk, floats=device.float, side=side,
                              training=training, workspace_mb=workspace_mb, images_at_once=device.images_at_once, slices=device.slices, tile=device.tile)
-        try:
-            self.arrays = {name: device.zeros(shape, dtype) for name, (shape, dtype) in self.layout.arrays.items()}
-        except MemoryError:
-            raise UserError(f"{net.name} at {'--batch' if training else 'batch'} {batch} takes {self.layout.bytes() / 2**20:,.0f} MB, more "
-                            f"than device {device.name} has free: use a smaller batch") from None
+        self.arrays = {}
+        self.allocate("parameter ")
+        self.parameters = self.named("parameter ")
+        for name, value in net.draw(init, seed) if init is not None else ():      # before the rest takes its memory
+            device.upload(self.parameters[name], value)
+        self.allocate("")
         device.upload(self.arrays["input mean"], np.array(MEAN, device.float))
         device.upload(self.arrays["input scale"], np.array(SCALE, device.float))
-        self.parameters, self.velocity = self.named("parameter "), self.named("velocity ")
+        self.velocity = self.named("velocity ")
         self.gradients = {name: parts[0] for name, parts in self.named("gradient ").items()}
         self.tapes = {}
-        if init is not None:
-            self.load_parameters(net.initial(init, seed))
+
+    def allocate(self, kind):
+        """Makes the arrays of the layout whose names start with `kind`, and that are not there yet."""
+        try:
+            self.arrays |= {name: self.device.zeros(shape, dtype) for name, (shape, dtype) in self.layout.arrays.items()
+                            if name.startswith(kind) and name not in self.arrays}
+        except MemoryError:
+            raise UserError(f"{self.net.name} at {'--batch' if self.training else 'batch'} {self.batch} takes {self.layout.bytes() / 2**20:,.0f} MB, more "
+                            f"than device {self.device.name} has free: use a smaller batch") from None
 
     def named(self, kind):
         return {name[len(kind):]: array for name, array in self.arrays.items() if name.startswith(kind)}
