@@ -141,7 +141,7 @@ def main(arguments=None):
     if min(args.images, args.batch, args.rounds, *args.workers or [1]) < 1:
         raise UserError("--images, --batch, --rounds and --workers: expected at least 1")
     device, net = open_device("cpu", args.threads, announce=print)[0], nets.build(args.net, size=args.size)
-    workers, side = args.workers or list(range(1, min(4, device.threads) + 1)), round(net.size * 8 / 7)      # as in training
+    workers, side = args.workers or list(range(1, min(4, device.threads) + 1)), net.side
     with tempfile.TemporaryDirectory() as scratch:
         if not args.data:
             write_pictures(scratch, args.images)

@@ -188,7 +188,7 @@ class Plan(Device):
 def plan(name, batch, chip, workspace_mb=None):
     """The launches of a training step of a net, from the copies of its input on."""
     net, device = nets.build(name), Plan(chip)
-    network = Network(net, device, batch, side=round(net.size * 8 / 7), init=None, workspace_mb=workspace_mb)
+    network = Network(net, device, batch, side=net.side, init=None, workspace_mb=workspace_mb)
     with device.record() as tape:
         network.record("train", batch)
     order = Counter()
@@ -402,7 +402,7 @@ def report(names, batch):
                         for text, (gpu, count, fast, slow) in change.items()]
     last = list(CHANGES)[-1]
     first = sorted((text for text in CHANGES if text not in ("nothing", last)), key=lambda text: -np.mean(order[text]))
-    side = {name: round(nets.build(name).size * 8 / 7) for name in names}
+    side = {name: nets.build(name).side for name in names}
     plan_ = [f"{i}. {text[0].upper()}{text[1:]}: {100 * min(order[text]):.0f} to {100 * max(order[text]):.0f} % of a step." for i, text in enumerate(first, 1)]
     return [
         "# Predicted: a training step on A100 and H100", "",

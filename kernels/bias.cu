@@ -2,7 +2,7 @@
 #include "grid.cuh"
 
 constexpr int SPAN = 256;      // channels in a row of bias_relu
-constexpr int STRIP = 32;     // channels in a row of bias_backward
+constexpr int STRIP = 32;      // channels in a row of bias_backward
 
 // y[p, c] += b[c], then max(y, 0) if relu (NaN stays).   rows = pixels * ceil(channels / SPAN)
 KERNEL bias_relu(long long rows, float* y, const float* b, int channels, int relu) {

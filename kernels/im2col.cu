@@ -13,13 +13,13 @@ KERNEL im2col(long long rows, const float* x, float* columns, int height, int wi
               int out_width, int kernel_height, int kernel_width, int stride_h, int stride_w, int pad_top, int pad_left,
               int groups, int pitch, int strip) {
     ROW_SCRATCH(float, scratch, STAGED);
-    const unsigned strips = (out_width + strip - 1) / strip, per_image = out_height * strips;
+    const unsigned strips = (out_width + strip - 1) / strip, per_image = out_height * strips, images = (unsigned)(rows / groups) / per_image;
     const int own = channels / groups, line = width * channels;
     // Without groups the kernel_width * channels floats of a window's line lie side by side: one run.
     const int per_line = groups > 1 ? kernel_width : 1;
     const int run = kernel_width * own / per_line, runs = kernel_height * per_line;
     ROWS(r, rows) {
-        const unsigned image = (unsigned)r / per_image, q = (unsigned)r % per_image, images = (unsigned)(rows / groups) / per_image;
+        const unsigned image = (unsigned)r / per_image, q = (unsigned)r % per_image;
         const unsigned g = image / images, n = image % images, oh = q / strips;
         const int ow_from = (int)(q % strips) * strip, ow_to = ow_from + strip < out_width ? ow_from + strip : out_width;
         // The part of the image under the strip: lines h_from .. h_to-1, pixels w_from .. w_to-1.

@@ -6,6 +6,8 @@ import os
 import numpy as np
 
 from . import nets
+from .device.base import Device
+from .device.cpu import CPU
 from .errors import UserError, run_command
 from .network import Layout
 
@@ -55,8 +57,9 @@ def main(arguments=None):
     net = nets.build(args.net, args.classes, args.size)
     print(f"{net.name}, {net.size}x{net.size}, {net.classes} classes")
     print("\n".join(table(net)))
-    from .device.cpu import CPU
-    layout = Layout(net, args.batch, threads=args.threads, chunk=CPU.chunk, tile=CPU.tile, side=round(net.size * 8 / 7), workspace_mb=args.workspace_mb)
+    device = Device()      # divides work as the CPU does, and needs no compiler for that
+    device.threads, device.chunk, device.tile = args.threads, CPU.chunk, CPU.tile
+    layout = Layout(net, device, args.batch, side=net.side, workspace_mb=args.workspace_mb)
     print(f"\nmemory of a training step at batch {args.batch} on {args.threads} CPU thread{'s' * (args.threads > 1)}:")
     for what, size in [*memory(layout).items(), ("total", layout.bytes())]:
         print(f"  {what:18} {size / 2**20:9,.1f} MB")

@@ -87,6 +87,11 @@ class Net:
             except ValueError as error:
                 raise UserError(f"{self.name} at {self.size}x{self.size}: {name} runs out of pixels ({error}); use a larger --size") from None
 
+    @property
+    def side(self):
+        """Pixels of the decoded pictures that the input is cropped from: 256 for the published 224."""
+        return round(self.size * 8 / 7)
+
     def parameters(self):
         """{"conv1.weight": shape, ...} in order."""
         return {f"{name}.{part}": shape for name, layer in self.layers.items()
@@ -101,9 +106,9 @@ class Net:
         return dict(self.draw(init, seed))
 
     def draw(self, init, seed):
-        """(name, float32 array) of each parameter's first values. "he": N(0, 2/fan_in), half that spread in dense layers, and zero biases, which
-        trains from scratch on small data; "published": what the net's authors used (paper, caffenet: N(0, std) with their biases; half: Keras' Glorot
-        uniform; owt: PyTorch's uniform 1/sqrt(fan_in))."""
+        """(name, float32 array) of each parameter's first values. "he": N(0, 2/fan_in), half that spread in dense layers, and zero
+        biases, which trains from scratch on small data; "published": what the net's authors used (paper, caffenet: N(0, std)
+        with their biases; half: Keras' Glorot uniform; owt: PyTorch's uniform 1/sqrt(fan_in))."""
         last = list(self.layers)[-1]
         for number, (name, layer) in enumerate(self.layers.items()):
             for part, shape in layer.parameters(self.inputs[name]).items():
@@ -136,12 +141,19 @@ def in_pieces(shape, draw):
     return values.reshape(shape)
 
 
-def build(name, classes=None, size=None):
-    """The net of that name, at its published number of classes and input size unless told otherwise."""
+def build(name, classes=None, size=None, fewer=1):
+    """The net of that name, at its published number of classes and input size unless told otherwise.
+
+    fewer: what the filters of each convolution and the features of each hidden dense layer are divided by.
+    """
     if name not in NETS:
         raise UserError(f"unknown net {name!r}: choose one of {', '.join(NETS)}")
     layers, published_size, published_classes = NETS[name]
     classes = published_classes if classes is None else classes
     if classes < 1:
         raise UserError(f"--classes {classes}: a net needs at least one class")
-    return Net(name, size or published_size, classes, layers(classes))
+    layers = layers(classes)
+    for layer in list(layers.values())[:-1]:
+        for width in {"filters", "features"} & set(vars(layer)):
+            setattr(layer, width, getattr(layer, width) // fewer)
+    return Net(name, size or published_size, classes, layers)

@@ -14,22 +14,21 @@ MEAN, SCALE = (124.0, 117.0, 104.0), (1 / 58.0,) * 3
 
 
 class Layout:
-    """What a network needs on a device, known before anything is allocated.
+    """What a network needs on a device, known before anything is allocated; of the device it asks only how it divides work.
 
     A batch is cut into `shares` (one per core), and a share takes `chunk` images at a time through the convolutional
     layers. `arrays` is {name: (shape, dtype)}, with names like "activation conv1".
     """
 
-    def __init__(self, net, batch, *, threads=1, chunk=None, floats=np.float32, side=None, training=True, workspace_mb=None,
-                 images_at_once=None, slices=lambda tiles: 1, tile=None):
-        self.net, self.batch, self.training = net, batch, training
+    def __init__(self, net, device, batch, *, side=None, training=True, workspace_mb=None):
+        self.net, self.batch, self.training, floats = net, batch, training, device.float
         self.side = net.size if side is None else side
         names = list(net.layers)
         first = next(i for i, n in enumerate(names) if net.layers[n].dense or net.layers[n].trained_only)
         self.stack, self.tail = names[:first], names[first:]
-        self.shares = max(1, min(threads, batch // 4))
-        self.chunk = min(chunk or batch, -(-batch // self.shares))
-        self.columns = self.fit(workspace_mb, images_at_once or (lambda outputs: self.chunk), slices, tile)
+        self.shares = max(1, min(device.threads, batch // 4))
+        self.chunk = min(device.chunk or batch, -(-batch // self.shares))
+        self.columns = self.fit(device, workspace_mb)
 
         rows = batch if training else min(batch, self.shares * self.chunk)
         own = ["input", *(name for name in self.stack if not net.layers[name].in_place)]      # the tail reads the last of these
@@ -56,15 +55,15 @@ class Layout:
             wide = max(int(np.prod(shape)) for n in self.tail for shape in (net.inputs[n], net.outputs[n]))
             self.arrays["workspace dense gradients"] = ((2, batch * wide), floats)
 
-    def fit(self, workspace_mb, images_at_once, slices, tile):
-        """Floats of the column buffer of one share: what `images_at_once`, `tile` and --workspace-mb allow, and at least what works."""
+    def fit(self, device, workspace_mb):
+        """Floats of the column buffer of one share: what the device's cache or chip and --workspace-mb ask for, and at least what works."""
         net, need, bottom = self.net, 0, next(iter(self.net.parameters())).split(".")[0]
         for name, layer in net.layers.items():
             shape = net.inputs[name]
-            least, parts = layer.least(shape, self.training and name != bottom), layer.split(shape, slices) if self.training else 0
-            wanted = layer.workspace(shape) * max(1, min(self.chunk, images_at_once(int(np.prod(net.outputs[name])))))
-            if tile:
-                wanted = max(least, min(wanted, layer.tile(shape, tile)))
+            least, parts = layer.least(shape, self.training and name != bottom), layer.split(shape, device.slices) if self.training else 0
+            wanted = layer.workspace(shape) * max(1, min(self.chunk, device.images_at_once(int(np.prod(net.outputs[name])))))
+            if device.tile:
+                wanted = max(least, min(wanted, layer.tile(shape, device.tile)))
             if workspace_mb is not None and least:
                 allowed = int(workspace_mb * 2**20 / 4 / self.shares) - parts
                 if allowed < least:
@@ -93,8 +92,7 @@ class Network:
         if side is not None and side < net.size:
             raise ValueError(f"side: pictures of {side} pixels cannot be cropped to {net.size}")
         self.net, self.device, self.batch, self.optimizer, self.seed, self.training = net, device, batch, optimizer, seed, training
-        self.layout = Layout(net, batch, threads=device.threads, chunk=device.chunk, floats=device.float, side=side,
-                             training=training, workspace_mb=workspace_mb, images_at_once=device.images_at_once, slices=device.slices, tile=device.tile)
+        self.layout = Layout(net, device, batch, side=side, training=training, workspace_mb=workspace_mb)
         self.arrays = {}
         self.allocate("parameter ")
         self.parameters = self.named("parameter ")
@@ -144,7 +142,7 @@ class Network:
     def scores(self):
         """(sum of losses, top-1 hits, top-5 hits) of all passes since this was last asked; waits for them."""
         totals = self.device.to_numpy(self.arrays["output totals"]).sum(axis=1)
-        self.device.clear(self.arrays["output totals"])
+        self.arrays["output totals"].fill(0)      # in order with the launches
         return float(totals[0]), int(totals[1]), int(totals[2])
 
     def results(self, n):

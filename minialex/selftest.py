@@ -224,7 +224,7 @@ def memory_bound(device, net, n, kernel, name):
         w, v, g = weights["weight"], noise(device, *weights["weight"].shape), at.gradients["weight"]
         return lambda: SGD().update(device, name, w, v, g, at.now), 5 * w.nbytes, w.shape
     if kernel == "crop":
-        side = round(net.size * 8 / 7)
+        side = net.side
         images, crops = device.zeros((n, side, side, 3), np.uint8), device.zeros((n, 3), np.int32)
         mean, scale = (device.array(np.array(values, np.float32)) for values in (MEAN, SCALE))
         arguments = images, crops, mean, scale, at.x, side, net.size
@@ -284,12 +284,7 @@ def time_training(device, net, batch, rounds, least):
 # ---------------------------------------------------------------- the command
 
 def reduced(name):
-    """A net at 67 pixels with an eighth of its filters and features."""
-    net = nets.build(name, 10, SMALL)
-    for layer in list(net.layers.values())[:-1]:
-        for width in {"filters", "features"} & set(vars(layer)):
-            setattr(layer, width, getattr(layer, width) // 8)
-    return nets.Net(name, SMALL, 10, net.layers)
+    return nets.build(name, 10, SMALL, fewer=8)
 
 
 def checks(device, name, batch=None, quick=False):

@@ -156,21 +156,20 @@ class Run:
         options = self.options
         net = nets.build(options["net"], len(train.classes), options["size"])
         options["size"] = net.size
-        side = round(net.size * 8 / 7)
         self.state = {"epoch": 0, "batch": 0, "step": 0, "sums": [0.0, 0, 0], "seconds": 0.0, "metrics": [], "best": -1.0}
-        self.config = {"net": net.name, "size": net.size, "side": side, "mean": MEAN, "scale": SCALE, "classes": train.classes,
+        self.config = {"net": net.name, "size": net.size, "side": net.side, "mean": MEAN, "scale": SCALE, "classes": train.classes,
                        "threads": self.device.threads, "options": options, "machine": describe_machine(self.device),
                        "data": {"train": listing_of(train), "val": listing_of(val)}}
         if config:
             self.warn_of_differences(config)
         optimizer = SGD(options["momentum"], options["weight_decay"], options["form"])
-        self.network = Network(net, self.device, options["batch"], side=side, optimizer=optimizer,
+        self.network = Network(net, self.device, options["batch"], side=net.side, optimizer=optimizer,
                                init=None if config else options["init"], seed=options["seed"], workspace_mb=options["workspace_mb"])
         say(f"net      {net.name}, {net.size}x{net.size}, {sum(a.size for a in self.network.parameters.values()):,} parameters, "
             f"{net.macs() / 1e9:.3f} GMAC per image; a step of {options['batch']} takes {self.network.layout.bytes() / 2**20:,.0f} MB")
         workers = max(1, min(4, self.device.threads))
-        self.train = Loader(train, side, options["batch"], seed=options["seed"], workers=workers, warn=say)
-        self.val = Loader(val, side, options["batch"], shuffle=False, workers=workers, warn=say)
+        self.train = Loader(train, net.side, options["batch"], seed=options["seed"], workers=workers, warn=say)
+        self.val = Loader(val, net.side, options["batch"], shuffle=False, workers=workers, warn=say)
         if config:
             parameters, velocity, self.state = load(self.folder / "last.safetensors")
             self.network.load_parameters(parameters)

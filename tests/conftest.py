@@ -1,6 +1,7 @@
 """The devices that the suite runs on: cpu, the CUDA branch executed thread by thread, and cuda where there is a GPU."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,19 @@ def device(request):
     if request.param == "cuda" and cuda.why_not():
         pytest.skip(f"no cuda here: {cuda.why_not()}")
     return device_of(request.param)
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A stand-in in the place of CuPy (tests/simt/stand_in.py), and the device behind it."""
+    if why_not():
+        pytest.skip(f"no thread-by-thread execution here: {why_not()}")
+    from minialex.ops import layer
+    from simt import stand_in
+    for name, module in stand_in.install().items():
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr(layer, "_devices", {})
+    return stand_in.gpu
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ from minialex.device.cpu import CPU
 from minialex.device.reference import Reference
 from minialex.errors import UserError
 from minialex.gradcheck import check_direction, compare
-from minialex.nets import NETS, Net, build
+from minialex.nets import Net, build
 from minialex.network import MEAN, SCALE, Network
 from minialex.ops.conv import Conv
 from minialex.ops.dense import Dense
@@ -38,13 +38,11 @@ def mini(size=23):
 
 def small(name, size, fewer):
     """One of the nets with a fraction of its filters and features, and LRN's alpha near 1."""
-    layers = NETS[name][0](CLASSES)
-    for layer in list(layers.values())[:-1]:
-        for width in {"filters", "features"} & set(vars(layer)):
-            setattr(layer, width, getattr(layer, width) // fewer)
+    net = build(name, CLASSES, size, fewer)
+    for layer in net.layers.values():
         if isinstance(layer, LRN):
             layer.alpha = 0.7
-    return Net(name, size, CLASSES, layers)
+    return net
 
 
 def drawn(net, n, seed=0, side=None):

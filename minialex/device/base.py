@@ -51,12 +51,8 @@ class Device:
 
     def zeros(self, shape, dtype=None):
         array = self.empty(shape, dtype)
-        self.clear(array)
-        return array
-
-    def clear(self, array):
-        """Fills a contiguous array with zeros, in order with the launches."""
         array.fill(0)
+        return array
 
     def feed(self, pairs):
         """Uploads the input of a pass, [(array, host array), ...], in order with the launches."""

@@ -46,6 +46,7 @@ def declarations(path):
 
 
 def declared_in(text):
+    """As `declarations`, of the text of a .cu file."""
     text = re.sub(r"//[^\n]*", "", text)
     return {name: [Argument(a) for a in arguments.split(",")]
             for name, arguments in re.findall(r"^KERNEL\s+(\w+)\s*\(([^)]*)\)", text, re.M)}

@@ -20,12 +20,11 @@ from PIL import Image
 from simt import stand_in
 from simt.device import why_not
 
-from minialex import describe, evaluate, gradcheck, predict, selftest, train
+from minialex import describe, evaluate, gradcheck, predict, train
 from minialex.checkpoint import load
 from minialex.device import cuda, open_device
 from minialex.errors import UserError, run_command
 from minialex.network import Network
-from minialex.ops import layer
 from minialex.ops.relu import relu_in_place
 from minialex.ops.softmax import cross_entropy_rows
 from test_network import drawn, mini, small
@@ -54,15 +53,6 @@ def traced():
 @pytest.fixture(params=SCHEDULES, ids=lambda name: name.replace(" ", "-"))
 def schedule(request):
     return request.param
-
-
-@pytest.fixture
-def gpu(monkeypatch):
-    """The stand-in in the place of CuPy, and its device."""
-    for name, module in stand_in.install().items():
-        monkeypatch.setitem(sys.modules, name, module)
-    monkeypatch.setattr(layer, "_devices", {})
-    return stand_in.gpu
 
 
 def set_schedule(gpu, schedule):
@@ -138,12 +128,6 @@ def test_every_command_runs_and_trains_as_on_the_cpu(gpu, pictures, tmp_path, ca
     for name, value in ours[0].items():
         np.testing.assert_allclose(value, true[0][name], rtol=1e-3, atol=1e-4 * np.abs(true[0][name]).max(), err_msg=name)
     assert describe.main(["paper"]) == 0
-
-
-def test_the_selftest_passes_on_the_stand_in(gpu, capsys):
-    assert selftest.main(["--device", "cuda", "--quick"]) == 0
-    printed = capsys.readouterr().out
-    assert "selftest passed: " in printed and "CuPy stand-in, CUDA runtime 13.0, driver up to CUDA 13.1" in printed and "a step of half: 4 images" in printed
 
 
 def test_auto_takes_the_gpu(gpu):

@@ -23,7 +23,7 @@ import numpy as np
 
 from minialex.device.kernel import declared_in
 
-from .device import SIMT, SimtError
+from .device import SIMT
 
 ARENA = 1 << 30
 libc = ctypes.CDLL(None, use_errno=True)
@@ -124,7 +124,7 @@ class Stream:
 
     def __init__(self, null=False, non_blocking=False, ptds=False, priority=None):
         if not null and not non_blocking:
-            raise NotImplementedError("the stand-in does not order a blocking stream against the null stream")
+            raise ValueError("a blocking stream and the null stream wait for each other, which nothing here does: give non_blocking=True")
         self._kind, self.ptr, self._queue = "launches" if null else "copies", 0 if null else id(self), deque()
         gpu.streams.add(self)
 
@@ -491,5 +491,3 @@ def install():
             setattr(made[parent], child, made[name])
     return made
 
-
-__all__ = ["SimtError", "install"]

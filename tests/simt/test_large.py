@@ -63,10 +63,10 @@ def conv(kernel, groups, channels, size, window, pad):
     return MANY // (height * width * pitch * groups) + 2, launch
 
 
-def flat(kernel, *rest, arrays, block, counted=True):
+def flat(kernel, *rest, arrays, block):
     """n blocks in a row."""
     def launch(n, array):
-        return kernel, n, (*(array(n, block) for _ in range(arrays)), *([n * block] if counted else []), *rest)
+        return kernel, n, (*(array(n, block) for _ in range(arrays)), n * block, *rest)
     return MANY // block + 3, launch
 
 
