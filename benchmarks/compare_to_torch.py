@@ -20,112 +20,19 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+from sides import STATUS, Ours, Theirs, as_torch, drawn, seconds, step_memory, torch_layers
 
 from minialex import nets
 from minialex.device import open_device
 from minialex.device.cpu import processor
 from minialex.errors import UserError, run_command
-from minialex.network import MEAN, SCALE, Network
-from minialex.ops.conv import Conv
-from minialex.ops.dense import Dense
 from minialex.ops.dropout import Dropout
-from minialex.ops.lrn import LRN
-from minialex.ops.pool import MaxPool
-from minialex.optim import SGD
 
-LR, STEPS = 1e-3, 3
+STEPS = 3
 # Of an array's L2 norm. Float32 rounds sums of up to 10,000 products; then a few ReLUs and maxima fall to the other side, in
 # PyTorch's float32 as in ours, which moves the gradients of that batch by up to a percent or so. A lost term, mask or image
 # moves them much further. Biases start from zero, so that after a few steps they are as close as gradients are.
 TOLERANCE = {"logits": 1e-4, "loss": 1e-5, "gradients": 0.01, "weights": 0.01}
-
-
-def torch_layers(torch, net, parameters):
-    """{layer: torch.nn.Sequential} with the same weights: OIHW filters, fc6's rows in the order (C, H, W)."""
-    nn, layers = torch.nn, {}
-
-    def tensor(value):
-        return nn.Parameter(torch.tensor(np.ascontiguousarray(value)))
-
-    for name, layer in net.layers.items():
-        shape, modules = net.inputs[name], []
-        if isinstance(layer, Conv):
-            (top, bottom), (left, right) = layer.window.pad
-            if (top, left) != (bottom, right):
-                modules.append(nn.ZeroPad2d((left, right, top, bottom)))
-                top = left = 0
-            module = nn.Conv2d(shape[2], layer.filters, layer.window.size, layer.window.stride, (top, left), groups=layer.groups)
-        elif isinstance(layer, Dense):
-            if len(shape) == 3:
-                modules.append(nn.Flatten())
-            module = nn.Linear(layer.fan_in(shape), layer.features)
-        elif isinstance(layer, MaxPool):
-            module = nn.MaxPool2d(layer.window.size, layer.window.stride, ceil_mode=layer.window.ceil)
-        elif isinstance(layer, LRN):
-            module = nn.LocalResponseNorm(layer.size, layer.alpha * (layer.size if layer.alpha_mode == "sum" else 1), layer.beta, layer.k)
-        elif isinstance(layer, Dropout):
-            module = nn.Dropout(layer.p)
-        if isinstance(layer, (Conv, Dense)):
-            module.weight = tensor(as_torch(parameters[f"{name}.weight"], shape))
-            module.bias = tensor(parameters[f"{name}.bias"])
-        layers[name] = nn.Sequential(*modules, module, *[nn.ReLU(inplace=True)] * bool(getattr(layer, "relu", False)))
-    return layers
-
-
-def torch_net(torch, net, parameters):
-    return torch.nn.Sequential(*torch_layers(torch, net, parameters).values())
-
-
-def as_torch(weight, shape):
-    """HWIO filters as OIHW, or the (I, O) matrix of a dense layer, whose input has `shape`, as (O, I) with I in the order (C, H, W)."""
-    if weight.ndim == 4:
-        return weight.transpose(3, 2, 0, 1)
-    return (weight.reshape(*shape, -1).transpose(2, 0, 1, 3).reshape(weight.shape) if len(shape) == 3 else weight).T
-
-
-class Ours:
-    def __init__(self, net, device, batch, data, training=True):
-        self.network = Network(net, device, batch, training=training, optimizer=SGD(0.9, 5e-4, "torch", bias_decay=1.0))
-        self.data, self.count, self.device = data, 0, device
-
-    def train(self):
-        self.network.train_step(*self.data, self.count, LR)
-        self.count += 1
-        self.device.synchronize()
-
-    def infer(self):
-        self.network.evaluate(*self.data)
-        self.device.synchronize()
-
-
-class Theirs:
-    def __init__(self, torch, net, parameters, data, channels_last, compiled=False, device="cpu"):
-        self.torch, images = torch, data[0]
-        pixels = (images.astype(np.float32) - np.float32(MEAN)) * np.float32(SCALE)
-        form = {"memory_format": torch.channels_last} if channels_last else {}
-        self.x = torch.tensor(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))).to(device, **form)
-        self.labels = torch.tensor(data[1].astype(np.int64)).to(device)
-        self.plain = torch_net(torch, net, parameters).to(device, **form)
-        self.model = torch.compile(self.plain) if compiled else self.plain
-        self.sgd = torch.optim.SGD(self.plain.parameters(), LR, momentum=0.9, weight_decay=5e-4, foreach=True)
-
-    def train(self):
-        self.plain.train()
-        self.loss = self.torch.nn.functional.cross_entropy(self.model(self.x), self.labels)
-        self.sgd.zero_grad()
-        self.loss.backward()
-        self.sgd.step()
-        self.wait()
-
-    def infer(self):
-        self.plain.eval()
-        with self.torch.inference_mode():
-            self.logits = self.model(self.x)
-        self.wait()
-
-    def wait(self):
-        if self.x.is_cuda:
-            self.torch.cuda.synchronize()
 
 
 def check_equal(torch, name, device, batch):
@@ -165,20 +72,8 @@ def check_equal(torch, name, device, batch):
     return worst
 
 
-def drawn(net, batch):
-    random = np.random.default_rng(0)
-    return (random.integers(0, 256, (batch, net.size, net.size, 3), np.uint8), random.integers(0, net.classes, batch).astype(np.int32),
-            np.zeros((batch, 3), np.int32))
-
-
 def torch_device(device):
     return "cuda" if device.name == "cuda" else "cpu"
-
-
-def seconds(call):
-    began = time.perf_counter()
-    call()
-    return time.perf_counter() - began
 
 
 def product_rate(device):
@@ -278,7 +173,7 @@ def torch_times(torch, net, parameters, data, at, channels_last):
         for _ in range(4):
             given = x.detach().clone(memory_format=torch.preserve_format).requires_grad_(i > 0)
             began = time.perf_counter()
-            y = module(given * 1.0 if i and module[0].__class__.__name__ == "ReLU" else given)
+            y = module(given)
             side.wait()
             forward.append(time.perf_counter() - began)
             dy = torch.ones_like(y)
@@ -292,25 +187,6 @@ def torch_times(torch, net, parameters, data, at, channels_last):
     return found
 
 
-def peak(side, name, batch, threads):
-    """Runs in a process of its own: MB at their peak after two training steps, and after the imports alone."""
-    def high():
-        return int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
-    net = nets.build(name)
-    data = drawn(net, batch)
-    if side == "ours":
-        device, before = open_device("cpu", threads)[0], high()
-        model = Ours(net, device, batch, data)
-    else:
-        import torch
-        torch.set_num_threads(threads)
-        before = high()
-        model = Theirs(torch, net, net.initial("he", 0), data, side == "channels-last")
-    for _ in range(2):
-        model.train()
-    print(json.dumps({"peak": high(), "imports": before}))
-
-
 def memory(name, batch, threads):
     found = {}
     for side in ("ours", "contiguous", "channels-last"):
@@ -318,8 +194,7 @@ def memory(name, batch, threads):
                               capture_output=True, text=True)
         if done.returncode:
             raise UserError(f"measuring the memory of {side} failed: {done.stderr.strip().splitlines()[-1]}")
-        found[side] = json.loads(done.stdout.splitlines()[-1])
-        found[side]["step"] = found[side]["peak"] - found[side]["imports"]
+        found[side] = json.loads(done.stdout)
     print(f"{name:9} peak memory of a step of {batch} images, less the imports' (raw): " + ", ".join(
         f"{'PyTorch ' * (side != 'ours')}{side} {m['step']:,.0f} MB ({m['peak']:,.0f})" for side, m in found.items()), flush=True)
     return {"batch": batch, **found}
@@ -368,7 +243,7 @@ def main(arguments=None):
     if min(args.batch, args.rounds) < 1:
         raise UserError("--batch and --rounds: expected at least 1")
     if args.peak:
-        peak(args.peak, args.net[0], args.batch, args.threads)
+        print(json.dumps(step_memory(args.peak, args.net[0], None, args.batch, args.threads, training=True)))
         return 0
     try:
         import torch
@@ -391,7 +266,7 @@ def main(arguments=None):
         worst = check_equal(torch, name, device, args.batch)
         own = found["nets"][name] = {"equal": worst, **race(torch, name, device, args.batch, args.rounds, not args.no_compile)}
         print_layers(name, own["layers"])
-        if device.name == "cpu" and args.memory_batch and Path("/proc/self/status").exists():
+        if device.name == "cpu" and args.memory_batch and STATUS.exists():
             own["memory"] = memory(name, args.memory_batch, device.threads)
     if args.json:
         Path(args.json).write_text(json.dumps(found, indent=1) + "\n")

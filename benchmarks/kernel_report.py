@@ -27,7 +27,7 @@ from minialex.device.base import Device, check_product  # noqa: E402
 from minialex.device.cuda import CUDA, ROWS_PER_BLOCK  # noqa: E402
 from minialex.device.kernel import sources  # noqa: E402
 from minialex.network import Network  # noqa: E402
-from minialex.ops.bias import SPAN, STRIP  # noqa: E402
+from minialex.ops.bias import SPAN  # noqa: E402
 
 TILE = 128                       # rows and columns of a product that a block of cuBLAS makes
 LATENCY, LEAST = 600e-9, 3e-6    # seconds: from asking DRAM to having it; the shortest launch
@@ -104,6 +104,18 @@ NEEDED = {
     "label_rank": lambda a: a.rows * (4 * a.classes + 8),
     "tally": lambda a: a.n * (2 * 4 + 3 * 16),
 }
+# Additions, multiplications, comparisons and special functions of a launch, as in its formula; im2col, a copy, has none.
+ARITHMETIC = {
+    "add_parts": lambda a: a.count * a.slices, "bias_relu": lambda a: 2 * (a.rows // -(-a.channels // SPAN)) * a.channels,
+    "bias_backward": lambda a: (1 + a.relu) * a.pixels * a.channels, "sum_partials": lambda a: a.rows * a.count,
+    "crop": lambda a: 6 * a.rows * a.size, "dropout_in_place": lambda a: 2 * a.count, "col2im": lambda a: unfolded(a) * columns(a) // 4,
+    "lrn": lambda a: a.rows * a.channels * (2 * a.size + 5), "lrn_backward": lambda a: a.rows * a.channels * (3 * a.size + 12),
+    "max_pool": lambda a: a.rows * a.channels * a.window_height * a.window_width,
+    "max_pool_backward": lambda a: 2 * a.rows // (a.height * a.width) * a.channels * windows(a, a.window_height, a.window_width)[1],
+    "relu_in_place": lambda a: a.count, "relu_backward_in_place": lambda a: a.count, "sgd": lambda a: 6 * a.count,
+    "cross_entropy_rows": lambda a: 7 * a.rows * a.classes, "softmax_rows": lambda a: 5 * a.rows * a.classes,
+    "label_rank": lambda a: 3 * a.rows * a.classes, "tally": lambda a: 5 * a.n,
+}
 # What a lane's chain of loads grows with, where that depends on the batch.
 LONG = {"bias_backward": lambda a: a.slice, "sum_partials": lambda a: -(-a.count // 32) + a.accumulate,
         "add_parts": lambda a: a.slices + a.accumulate}
@@ -166,7 +178,8 @@ class Plan(Device):
     def bind(self, kernel, rows, arguments):
         kernel.bind((rows, *arguments), np.ndarray, self.name)
         a = SimpleNamespace(rows=rows, **{declared.name: value for declared, value in zip(kernel.arguments[1:], arguments)})
-        launch = Launch(self.place, kernel.name, NEEDED[kernel.name](a), rows, (kernel, arguments), LONG.get(kernel.name, lambda a: 0)(a))
+        launch = Launch(self.place, kernel.name, NEEDED[kernel.name](a), rows, (kernel, arguments), LONG.get(kernel.name, lambda a: 0)(a),
+                        flop=ARITHMETIC.get(kernel.name, lambda a: 0)(a))
         if kernel.name in ("im2col", "col2im"):
             launch.columns = unfolded(a) * columns(a)
             launch.image = launch.bytes - launch.columns
@@ -333,6 +346,13 @@ def by_kernel(launches):
     return [(name, both([len(of) for of in own[name]]), both([sum(launch.bytes for launch in of) / 1e6 for of in own[name]], ",.1f")) for name in names]
 
 
+def intensity(launches, name=None):
+    """GFLOP, and FLOP for each byte needed, of one kernel or of all."""
+    own = [[launch for launch in of if name in (None, launch.name)] for of in launches]
+    flop, moved = ([sum(getattr(launch, what) for launch in of) for of in own] for what in ("flop", "bytes"))
+    return both([each / 1e9 for each in flop], ",.2f"), both([a / b for a, b in zip(flop, moved)], ".1f")
+
+
 def net_report(name, batch, bars, order):
     """The lines on a net; adds to `bars` and `order` what the plot and the last list need."""
     traced, lines = trace(name), [f"## {name}, predicted", ""]
@@ -352,10 +372,13 @@ def net_report(name, batch, bars, order):
         for text, prediction in change.items():
             order[text].append(1 - step(prediction) / step(change["nothing"]))
     lines += table(("chip", "GPU, ms", "launches", "host, ms", "what binds", "images/s"), rows)
-    lines += [f"### {name} by kernel, predicted", "", *table(("kernel", "launches", "MB needed", *(f"{c}, ms" for c in chips), *(f"of that waiting for loads, {c}" for c in chips)), [
-        (*row, *ms(lambda launch: launch.name == row[0]), *(format(sum(1e3 * (seconds(launch, chip, traced) - seconds(launch, chip, traced, waits=False))
-         for launch in of if launch.name == row[0]), ".3f") for chip, of in zip(CHIPS, planned))) for row in by_kernel(planned)]
-        + [("all", both([len(of) for of in planned]), both([sum(launch.bytes for launch in of) / 1e6 for of in planned], ",.1f"), *ms(lambda launch: True), *[""] * len(chips))])]
+    waits = {kernel: [format(sum(1e3 * (seconds(launch, chip, traced) - seconds(launch, chip, traced, waits=False)) for launch in of if launch.name == kernel), ".3f")
+                      for chip, of in zip(CHIPS, planned)] for kernel, _, _ in by_kernel(planned)}
+    rows = [(*row, *intensity(planned, row[0]), *ms(lambda launch: launch.name == row[0]), *waits[row[0]]) for row in by_kernel(planned)]
+    every = "all", both([len(of) for of in planned]), both([sum(launch.bytes for launch in of) / 1e6 for of in planned], ",.1f")
+    lines += [f"### {name} by kernel, predicted", "",
+              *table(("kernel", "launches", "MB needed", "GFLOP", "FLOP / byte", *(f"{c}, ms" for c in chips), *(f"of that waiting for loads, {c}" for c in chips)),
+                     [*rows, (*every, *intensity(planned), *ms(lambda launch: True), *[""] * len(chips))])]
     places = list(dict.fromkeys(launch.place for launch in planned[0]))
     lines += [f"### {name} by place, predicted", "", *table(("place", "launches", *(f"{what}, {c}, ms" for what in ("products", "kernels") for c in chips)), [
         (place, both([sum(launch.place == place for launch in of) for of in planned]),

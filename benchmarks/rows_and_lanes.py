@@ -10,13 +10,13 @@ thread by thread (tests/simt) on smaller arrays and compared with the CPU branch
 import argparse
 import statistics
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 import nvrtc  # noqa: E402
+from sides import seconds  # noqa: E402
 from simt.device import SIMT  # noqa: E402
 
 from minialex.device.cpu import CPU  # noqa: E402
@@ -67,12 +67,6 @@ def cases(n, reduced=False):
            (floats(size), floats(size), floats(size), size, np.array([0.0, 0.01]), 1.0, 0.9, 5e-4, 1), 5 * size * 4)
 
 
-def timed(call):
-    began = time.perf_counter()
-    call()
-    return time.perf_counter() - began
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=15)
@@ -90,7 +84,7 @@ def main():
             cpu.launch(kernel, rows, *arguments)
         source, target = np.ones(moved // 2, np.uint8), np.ones(moved // 2, np.uint8)      # a copy reads and writes
         tape.play()
-        ratios = sorted(timed(tape.play) / timed(lambda: np.copyto(target, source)) for _ in range(rounds))
+        ratios = sorted(seconds(tape.play) / seconds(lambda: np.copyto(target, source)) for _ in range(rounds))
         warps = rows * 16 if "weights" not in name and "gradient" not in name else rows
         if "gradient" in name:
             warps = slices(128 * 55 * 55)[1] * -(-96 // STRIP)

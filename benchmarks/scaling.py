@@ -18,15 +18,13 @@ from importlib import metadata
 from pathlib import Path
 from timeit import timeit
 
-import numpy as np
-from compare_to_torch import Ours, Theirs, drawn, torch_net
+from sides import STATUS, Ours, Theirs, drawn, step_memory
 
 from minialex import nets
 from minialex.device import open_device
 from minialex.errors import UserError, run_command
-from minialex.network import Network
 
-FORMATS, PASSES, STATUS = {"contiguous": "c", "channels-last": "l"}, ("train", "infer"), Path("/proc/self/status")
+FORMATS, PASSES = {"contiguous": "c", "channels-last": "l"}, ("train", "infer")
 # Options, least seconds of a timed turn, batch at the axes of threads and of size, pixels at the others (None: the published).
 USUAL = {"batches": [1, 4, 16, 64, 256], "sizes": [128, 224, 320], "rounds": 3}, 0.25, 64, 32, None
 QUICK = {"batches": [4], "sizes": [8, 96], "rounds": 1}, 0.02, 4, 4, 96
@@ -55,42 +53,8 @@ def speed(at):
     return found
 
 
-def high():      # this process's peak of resident memory, MB
-    return int(STATUS.read_text().split("VmHWM:")[1].split()[0]) / 1024
-
-
-def memory(at):
-    """{"imports", "peak", "step"}: MB of one side and pass; runs in a process of its own."""
-    net, training, batch = nets.build(at["net"], size=at["size"]), at["pass"] == "train", at["batch"]
-    if at["side"] == "ours":
-        device, before, data = open_device("cpu", at["threads"])[0], high(), drawn(net, batch)
-        network = Network(net, device, batch, training=training, init=None)
-        for step in range(2):
-            network.train_step(*data, step, 1e-3) if training else network.evaluate(*data)
-    else:
-        import torch
-        torch.set_num_threads(at["threads"])
-        before, form = high(), {"memory_format": torch.channels_last} if at["side"] == "channels-last" else {}
-        zeros = {name: np.broadcast_to(np.float32(0), shape) for name, shape in net.parameters().items()}
-        with torch.device("meta"):      # no first values that would be thrown away
-            model = torch_net(torch, net, zeros)
-        model = model.to_empty(device="cpu").to(**form).train(training)
-        for parameter in model.parameters():
-            parameter.data.zero_()
-        x, labels = torch.empty((batch, 3, net.size, net.size), **form).uniform_(-2, 2), torch.randint(net.classes, (batch,))
-        sgd = torch.optim.SGD(model.parameters(), 1e-3, momentum=0.9, weight_decay=5e-4, foreach=True)
-        with torch.inference_mode(not training):
-            for _ in range(2):
-                loss = torch.nn.functional.cross_entropy(model(x), labels)
-                if training:
-                    sgd.zero_grad()
-                    loss.backward()
-                    sgd.step()
-    return {"imports": before, "peak": (peak := high()), "step": peak - before}
-
-
 def apart(at):
-    """What `speed` or `memory` finds in a process of its own; a UserError, with the reason, if it does not get there."""
+    """What `speed` or `step_memory` finds in a process of its own; a UserError, with the reason, if it does not get there."""
     done = subprocess.run([sys.executable, __file__, "--measure", json.dumps(at)], capture_output=True, text=True)
     if done.returncode < 0:
         raise UserError(f"does not fit: the system ended it with signal {-done.returncode} (9: out of memory)")
@@ -106,7 +70,8 @@ def point(at):
         found = apart(at)
         for what in PASSES if STATUS.exists() else ():
             sides = {"ours": "ours", "torch": found[what]["format"]}
-            own = found[what]["memory"] = {name: apart({**at, "side": side, "pass": what}) for name, side in sides.items()}
+            own = found[what]["memory"] = {name: apart({"side": side, "name": at["net"], "size": at["size"], "batch": at["batch"], "threads": at["threads"],
+                                                            "training": what == "train"}) for name, side in sides.items()}
             own["ratio"] = own["ours"]["step"] / max(own["torch"]["step"], 1e-3)
         return row | found
     except UserError as error:
@@ -135,7 +100,7 @@ def main(arguments=None):
     parser.add_argument("--measure", type=json.loads, help=argparse.SUPPRESS)
     args = parser.parse_args(arguments)
     if args.measure:
-        print(json.dumps((memory if "side" in args.measure else speed)(args.measure)))
+        print(json.dumps(step_memory(**args.measure) if "side" in args.measure else speed(args.measure)))
         return 0
     try:
         version = metadata.version("torch").split("+")[0]

@@ -5,8 +5,7 @@ import pytest
 
 from minialex.functional import sgd_update
 from minialex.gradcheck import compare, to_host
-from minialex.ops.layer import device_of
-from minialex.optim import BLOCK, SGD
+from minialex.optim import SGD
 
 
 def plain(w, v, g, lr, momentum, decay, form):

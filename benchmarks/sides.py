@@ -1,0 +1,159 @@
+"""Both sides of a comparison: the same net with the same weights in minialex and in PyTorch, and what a step of either takes."""
+
+import time
+from pathlib import Path
+
+import numpy as np
+
+from minialex import nets
+from minialex.device import open_device
+from minialex.network import MEAN, SCALE, Network
+from minialex.ops.conv import Conv
+from minialex.ops.dense import Dense
+from minialex.ops.dropout import Dropout
+from minialex.ops.lrn import LRN
+from minialex.ops.pool import MaxPool
+from minialex.optim import SGD
+
+LR, STATUS = 1e-3, Path("/proc/self/status")
+
+
+def torch_layers(torch, net, parameters):
+    """{layer: torch.nn.Sequential} with the same weights: OIHW filters, fc6's rows in the order (C, H, W)."""
+    nn, layers = torch.nn, {}
+
+    def tensor(value):
+        return nn.Parameter(torch.tensor(np.ascontiguousarray(value)))
+
+    for name, layer in net.layers.items():
+        shape, modules = net.inputs[name], []
+        if isinstance(layer, Conv):
+            (top, bottom), (left, right) = layer.window.pad
+            if (top, left) != (bottom, right):
+                modules.append(nn.ZeroPad2d((left, right, top, bottom)))
+                top = left = 0
+            module = nn.Conv2d(shape[2], layer.filters, layer.window.size, layer.window.stride, (top, left), groups=layer.groups)
+        elif isinstance(layer, Dense):
+            if len(shape) == 3:
+                modules.append(nn.Flatten())
+            module = nn.Linear(layer.fan_in(shape), layer.features)
+        elif isinstance(layer, MaxPool):
+            module = nn.MaxPool2d(layer.window.size, layer.window.stride, ceil_mode=layer.window.ceil)
+        elif isinstance(layer, LRN):
+            module = nn.LocalResponseNorm(layer.size, layer.alpha * (layer.size if layer.alpha_mode == "sum" else 1), layer.beta, layer.k)
+        elif isinstance(layer, Dropout):
+            module = nn.Dropout(layer.p)
+        if isinstance(layer, (Conv, Dense)):
+            module.weight = tensor(as_torch(parameters[f"{name}.weight"], shape))
+            module.bias = tensor(parameters[f"{name}.bias"])
+        layers[name] = nn.Sequential(*modules, module, *[nn.ReLU(inplace=True)] * bool(getattr(layer, "relu", False)))
+    return layers
+
+
+def torch_net(torch, net, parameters):
+    return torch.nn.Sequential(*torch_layers(torch, net, parameters).values())
+
+
+def as_torch(weight, shape):
+    """HWIO filters as OIHW, or the (I, O) matrix of a dense layer, whose input has `shape`, as (O, I) with I in the order (C, H, W)."""
+    if weight.ndim == 4:
+        return weight.transpose(3, 2, 0, 1)
+    return (weight.reshape(*shape, -1).transpose(2, 0, 1, 3).reshape(weight.shape) if len(shape) == 3 else weight).T
+
+
+class Ours:
+    def __init__(self, net, device, batch, data, training=True):
+        self.network = Network(net, device, batch, training=training, optimizer=SGD(0.9, 5e-4, "torch", bias_decay=1.0))
+        self.data, self.count, self.device = data, 0, device
+
+    def train(self):
+        self.network.train_step(*self.data, self.count, LR)
+        self.count += 1
+        self.device.synchronize()
+
+    def infer(self):
+        self.network.evaluate(*self.data)
+        self.device.synchronize()
+
+
+class Theirs:
+    def __init__(self, torch, net, parameters, data, channels_last, compiled=False, device="cpu"):
+        self.torch, images = torch, data[0]
+        pixels = (images.astype(np.float32) - np.float32(MEAN)) * np.float32(SCALE)
+        form = {"memory_format": torch.channels_last} if channels_last else {}
+        self.x = torch.tensor(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))).to(device, **form)
+        self.labels = torch.tensor(data[1].astype(np.int64)).to(device)
+        self.plain = torch_net(torch, net, parameters).to(device, **form)
+        self.model = torch.compile(self.plain) if compiled else self.plain
+        self.sgd = torch.optim.SGD(self.plain.parameters(), LR, momentum=0.9, weight_decay=5e-4, foreach=True)
+
+    def train(self):
+        self.plain.train()
+        self.loss = self.torch.nn.functional.cross_entropy(self.model(self.x), self.labels)
+        self.sgd.zero_grad()
+        self.loss.backward()
+        self.sgd.step()
+        self.wait()
+
+    def infer(self):
+        self.plain.eval()
+        with self.torch.inference_mode():
+            self.logits = self.model(self.x)
+        self.wait()
+
+    def wait(self):
+        if self.x.is_cuda:
+            self.torch.cuda.synchronize()
+
+
+def drawn(net, batch):
+    random = np.random.default_rng(0)
+    return (random.integers(0, 256, (batch, net.size, net.size, 3), np.uint8), random.integers(0, net.classes, batch).astype(np.int32),
+            np.zeros((batch, 3), np.int32))
+
+
+def seconds(call):
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began
+
+
+def high():
+    """This process's peak of resident memory, MB."""
+    return int(STATUS.read_text().split("VmHWM:")[1].split()[0]) / 1024
+
+
+def step_memory(side, name, size, batch, threads, training):
+    """{"imports", "peak", "step"}: MB at the peak after the imports, after two steps, and the difference. For a process of its own.
+
+    side: "ours", "contiguous" or "channels-last". Weights are zeros and pixels are made in place, so that setting up leaves no
+    higher peak.
+    """
+    net = nets.build(name, size=size)
+    if side == "ours":
+        device = open_device("cpu", threads)[0]
+        before, data = high(), drawn(net, batch)
+        network = Network(net, device, batch, training=training, init=None)
+        for step in range(2):
+            network.train_step(*data, step, LR) if training else network.evaluate(*data)
+    else:
+        import torch
+        torch.set_num_threads(threads)
+        before, form = high(), {"memory_format": torch.channels_last} if side == "channels-last" else {}
+        zeros = {parameter: np.broadcast_to(np.float32(0), shape) for parameter, shape in net.parameters().items()}
+        with torch.device("meta"):      # no first values that would be thrown away
+            model = torch_net(torch, net, zeros)
+        model = model.to_empty(device="cpu").to(**form).train(training)
+        for parameter in model.parameters():
+            parameter.data.zero_()
+        x, labels = torch.empty((batch, 3, net.size, net.size), **form).uniform_(-2, 2), torch.randint(net.classes, (batch,))
+        sgd = torch.optim.SGD(model.parameters(), LR, momentum=0.9, weight_decay=5e-4, foreach=True)
+        with torch.inference_mode(not training):
+            for _ in range(2):
+                loss = torch.nn.functional.cross_entropy(model(x), labels)
+                if training:
+                    sgd.zero_grad()
+                    loss.backward()
+                    sgd.step()
+    peak = high()
+    return {"imports": before, "peak": peak, "step": peak - before}
