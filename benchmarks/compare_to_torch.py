@@ -143,14 +143,9 @@ def race(torch, name, device, batch, rounds, compiled):
 
 def layers(torch, net, ours, parameters, data, at, channels_last):
     """Each layer's forward and backward pass: [{"layer", "pass", "ours_ms", "gflops", "share", "torch_ms"}]; ms of all cores together."""
-    batch, rows, own = len(data[0]), [], {}
-    tape = ours.network.tapes.get(("train", batch))
-    if hasattr(tape, "commands"):
-        took, rounds = np.zeros(len(tape.commands)), 3
-        for _ in range(rounds):
-            tape.play(took)
-        for command, each in zip(tape.commands, took / rounds / ours.device.threads):
-            own[command[4]] = own.get(command[4], 0.0) + 1e3 * each
+    batch, rows = len(data[0]), []
+    rounds = [ours.network.tapes["train", batch].play_timed() for _ in range(3)]
+    own = {place: 1e3 * statistics.median(took[place] for took in rounds) for place in rounds[0]}
     theirs = torch_times(torch, net, parameters, data, at, channels_last)
     total = sum(own.values())
     for way in ("forward", "backward"):

@@ -87,7 +87,7 @@ NEEDED = {
     "bias_relu": lambda a: 8 * (a.rows // -(-a.channels // SPAN)) * a.channels + 4 * a.channels,
     "bias_backward": lambda a: 4 * a.pixels * a.channels * (3 if a.relu else 1) + 4 * -(-a.pixels // a.slice) * a.channels,
     "sum_partials": lambda a: 4 * a.rows * (a.count + 1 + a.accumulate),
-    "crop": lambda a: a.rows * a.size * 3 * (1 + 4) + 12 * (a.rows // a.size) + 24,
+    "augment": lambda a: a.rows * a.size * 3 * (1 + 4) + 72 * (a.rows // a.size),
     "dropout_in_place": lambda a: 8 * a.count + 8,
     "im2col": lambda a: unfolded(a) * (4 * a.channels * windows(a, a.kernel_height, a.kernel_width)[0] + columns(a)),
     "col2im": lambda a: unfolded(a) * (4 * a.channels * a.height * a.width + columns(a)),
@@ -99,6 +99,7 @@ NEEDED = {
     "relu_in_place": lambda a: 8 * a.count,
     "relu_backward_in_place": lambda a: 12 * a.count,
     "sgd": lambda a: 20 * a.count + 8,
+    "adam": lambda a: 28 * a.count + 8,
     "cross_entropy_rows": lambda a: a.rows * (12 * a.classes + 8),
     "softmax_rows": lambda a: a.rows * 12 * a.classes,
     "label_rank": lambda a: a.rows * (4 * a.classes + 8),
@@ -108,11 +109,11 @@ NEEDED = {
 ARITHMETIC = {
     "add_parts": lambda a: a.count * a.slices, "bias_relu": lambda a: 2 * (a.rows // -(-a.channels // SPAN)) * a.channels,
     "bias_backward": lambda a: (1 + a.relu) * a.pixels * a.channels, "sum_partials": lambda a: a.rows * a.count,
-    "crop": lambda a: 6 * a.rows * a.size, "dropout_in_place": lambda a: 2 * a.count, "col2im": lambda a: unfolded(a) * columns(a) // 4,
+    "augment": lambda a: 18 * a.rows * a.size, "dropout_in_place": lambda a: 2 * a.count, "col2im": lambda a: unfolded(a) * columns(a) // 4,
     "lrn": lambda a: a.rows * a.channels * (2 * a.size + 5), "lrn_backward": lambda a: a.rows * a.channels * (3 * a.size + 12),
     "max_pool": lambda a: a.rows * a.channels * a.window_height * a.window_width,
     "max_pool_backward": lambda a: 2 * a.rows // (a.height * a.width) * a.channels * windows(a, a.window_height, a.window_width)[1],
-    "relu_in_place": lambda a: a.count, "relu_backward_in_place": lambda a: a.count, "sgd": lambda a: 6 * a.count,
+    "relu_in_place": lambda a: a.count, "relu_backward_in_place": lambda a: a.count, "sgd": lambda a: 6 * a.count, "adam": lambda a: 12 * a.count,
     "cross_entropy_rows": lambda a: 7 * a.rows * a.classes, "softmax_rows": lambda a: 5 * a.rows * a.classes,
     "label_rank": lambda a: 3 * a.rows * a.classes, "tally": lambda a: 5 * a.n,
 }
@@ -121,7 +122,7 @@ LONG = {"bias_backward": lambda a: a.slice, "sum_partials": lambda a: -(-a.count
         "add_parts": lambda a: a.slices + a.accumulate}
 # Why a kernel may have fewer than 2,000 warps.
 FEW = {
-    "add_parts": "a warp for 32 weights, of layers with few", "sgd": "a warp for 256 weights or biases, of layers with few",
+    "add_parts": "a warp for 32 weights, of layers with few", "sgd": "a warp for 256 weights or biases, of layers with few", "adam": "a warp for 256 weights or biases, of layers with few",
     "bias_relu": "a warp for 256 features of an image, of dense layers with few",
     "bias_backward": "a warp for 32 channels of a slice, and no fewer than 16 rows of images or pixels in a slice: dense layers and small maps have few rows",
     "sum_partials": "a warp for a channel", "cross_entropy_rows": "a warp for an image", "label_rank": "a warp for an image",
@@ -129,9 +130,9 @@ FEW = {
     "im2col": "a warp for a pixel of a piece's last, few images", "col2im": "a warp for a pixel of a piece's last, few images",
 }
 KINDS = {"products": ("gemm",), "im2col, col2im": ("im2col", "col2im"), "pooling": ("max_pool", "max_pool_backward"), "LRN": ("lrn", "lrn_backward"),
-         "bias and ReLU": ("bias_relu", "bias_backward", "sum_partials"), "update, sums of parts": ("sgd", "add_parts"),
-         "dropout, loss, input": ("dropout_in_place", "cross_entropy_rows", "label_rank", "tally", "crop", "copy")}
-IN_FLOAT32 = ("sgd", "add_parts", "sum_partials", "copy")      # also where activations are in half precision
+         "bias and ReLU": ("bias_relu", "bias_backward", "sum_partials"), "update, sums of parts": ("sgd", "adam", "add_parts"),
+         "dropout, loss, input": ("dropout_in_place", "cross_entropy_rows", "label_rank", "tally", "augment", "copy")}
+IN_FLOAT32 = ("sgd", "adam", "add_parts", "sum_partials", "copy")      # also where activations are in half precision
 
 
 @dataclass
@@ -201,14 +202,15 @@ class Plan(Device):
 def plan(name, batch, chip, workspace_mb=None):
     """The launches of a training step of a net, from the copies of its input on."""
     net, device = nets.build(name), Plan(chip)
-    network = Network(net, device, batch, side=net.side, init=None, workspace_mb=workspace_mb)
+    network = Network(net, device, batch, init=None, workspace_mb=workspace_mb)
+    network.arrays["input views"][:] = network.layout.input.centre(batch)      # for what is traced to read as training reads
     with device.record() as tape:
         network.record("train", batch)
     order = Counter()
     for launch in tape.calls:
         launch.order = order[launch.place, launch.name]
         order[launch.place, launch.name] += 1
-    return [*(Launch("input upload", "copy", 2 * network.arrays[f"input {part}"].nbytes) for part in ("images", "labels", "crops", "now")), *tape.calls]
+    return [*(Launch("input upload", "copy", 2 * network.arrays[f"input {part}"].nbytes) for part in ("images", "labels", "views", "now")), *tape.calls]
 
 
 def key(launch):

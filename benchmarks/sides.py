@@ -7,7 +7,8 @@ import numpy as np
 
 from minialex import nets
 from minialex.device import open_device
-from minialex.network import MEAN, SCALE, Network
+from minialex.data.augment import Input
+from minialex.network import Network
 from minialex.ops.conv import Conv
 from minialex.ops.dense import Dense
 from minialex.ops.dropout import Dropout
@@ -63,7 +64,7 @@ def as_torch(weight, shape):
 
 class Ours:
     def __init__(self, net, device, batch, data, training=True):
-        self.network = Network(net, device, batch, training=training, optimizer=SGD(0.9, 5e-4, "torch", bias_decay=1.0))
+        self.network = Network(net, device, batch, input=whole(net), training=training, optimizer=SGD(0.9, 5e-4, "torch", bias_decay=1.0))
         self.data, self.count, self.device = data, 0, device
 
     def train(self):
@@ -79,7 +80,7 @@ class Ours:
 class Theirs:
     def __init__(self, torch, net, parameters, data, channels_last, compiled=False, device="cpu"):
         self.torch, images = torch, data[0]
-        pixels = (images.astype(np.float32) - np.float32(MEAN)) * np.float32(SCALE)
+        pixels = (images.astype(np.float32) - np.float32(Input.mean)) * np.float32(Input.scale)
         form = {"memory_format": torch.channels_last} if channels_last else {}
         self.x = torch.tensor(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))).to(device, **form)
         self.labels = torch.tensor(data[1].astype(np.int64)).to(device)
@@ -109,7 +110,12 @@ class Theirs:
 def drawn(net, batch):
     random = np.random.default_rng(0)
     return (random.integers(0, 256, (batch, net.size, net.size, 3), np.uint8), random.integers(0, net.classes, batch).astype(np.int32),
-            np.zeros((batch, 3), np.int32))
+            whole(net).cropped(np.zeros((batch, 3))))
+
+
+def whole(net):
+    """Pictures taken as they are."""
+    return Input(net.size, net.size)
 
 
 def seconds(call):
@@ -133,7 +139,7 @@ def step_memory(side, name, size, batch, threads, training):
     if side == "ours":
         device = open_device("cpu", threads)[0]
         before, data = high(), drawn(net, batch)
-        network = Network(net, device, batch, training=training, init=None)
+        network = Network(net, device, batch, input=whole(net), training=training, init=None)
         for step in range(2):
             network.train_step(*data, step, LR) if training else network.evaluate(*data)
     else:

@@ -1,24 +1,28 @@
 // Softmax cross-entropy, and where a label ranks among the logits.
 #include "grid.cuh"
 
-// loss[r] = log(sum_c exp(x[r,c])) - x[r,label[r]];  dx = (softmax(x) - onehot(label)) * scale.   rows = N
-KERNEL cross_entropy_rows(long long rows, const float* x, const int* label, float* loss, float* dx, int classes,
-                             float scale) {
+// loss[r] = log(sum_c exp(x[r,c])) - sum_c t[c] x[r,c];  dx = (softmax(x) - t) * scale, where the target is
+// t = (1 - smoothing) onehot(label[r]) + smoothing / classes (Szegedy 2016, section 7).   rows = N
+KERNEL cross_entropy_rows(long long rows, const float* x, const int* label, float* loss, float* dx, int classes, float scale,
+                          float smoothing) {
     ROWS(r, rows) {
         const float* xr = x + r * classes;
         float* dr = dx + r * classes;
-        float top = LOWEST, total = 0;
+        float top = LOWEST, total = 0, below = 0;
         LANES(c, classes) top = xr[c] > top ? xr[c] : top;
-        top = row_max(top);
+        top = row_max(top);                                    // warp shuffles on a GPU, nothing on a CPU
         LANES(c, classes) {
-            const float e = expf(xr[c] - top);
+            const float e = expf(xr[c] - top);                 // at most 1: logits of 1e4 do not overflow
             dr[c] = e;
             total += e;
+            below += top - xr[c];
         }
         total = row_sum(total);
+        below = smoothing > 0 ? row_sum(below) : 0;
         const int right = label[r];
-        LANES(c, classes) dr[c] = (dr[c] / total - (c == right ? 1.0f : 0.0f)) * scale;
-        LANES(c, 1) loss[r] = logf(total) + top - xr[right];
+        const float others = smoothing / classes;
+        LANES(c, classes) dr[c] = (dr[c] / total - (c == right ? 1 - smoothing + others : others)) * scale;
+        LANES(c, 1) loss[r] = logf(total) + (1 - smoothing) * (top - xr[right]) + others * below;
     }
 }
 

@@ -59,7 +59,7 @@ def main(arguments=None):
     print("\n".join(table(net)))
     device = Device()      # divides work as the CPU does, and needs no compiler for that
     device.threads, device.chunk, device.tile = args.threads, CPU.chunk, CPU.tile
-    layout = Layout(net, device, args.batch, side=net.side, workspace_mb=args.workspace_mb)
+    layout = Layout(net, device, args.batch, workspace_mb=args.workspace_mb)
     print(f"\nmemory of a training step at batch {args.batch} on {args.threads} CPU thread{'s' * (args.threads > 1)}:")
     for what, size in [*memory(layout).items(), ("total", layout.bytes())]:
         print(f"  {what:18} {size / 2**20:9,.1f} MB")

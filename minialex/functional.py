@@ -4,11 +4,11 @@ Layout is NHWC for images and HWIO, (KH, KW, C/groups, O), for filters; arrays a
 float64 on "numpy" (the references). Results are arrays of the device: numpy, or CuPy on "cuda".
 """
 
-from .optim import sgd_update
+from .optim import adam_update, sgd_update
+from .ops.augment import augment_images
 from .ops.conv import conv2d, conv2d_backward
 from .ops.conv import fold as col2im
 from .ops.conv import unfold as im2col
-from .ops.crop import crop_images
 from .ops.dense import dense, dense_backward
 from .ops.dropout import dropout, dropout_backward
 from .ops.lrn import local_response_norm, local_response_norm_backward
@@ -16,6 +16,6 @@ from .ops.pool import max_pool2d, max_pool2d_backward
 from .ops.relu import relu, relu_backward
 from .ops.softmax import softmax, softmax_cross_entropy
 
-__all__ = ["col2im", "conv2d", "conv2d_backward", "crop_images", "dense", "dense_backward", "dropout", "dropout_backward", "im2col",
+__all__ = ["adam_update", "augment_images", "col2im", "conv2d", "conv2d_backward", "dense", "dense_backward", "dropout", "dropout_backward", "im2col",
            "local_response_norm", "local_response_norm_backward", "max_pool2d", "max_pool2d_backward", "relu", "relu_backward",
            "sgd_update", "softmax", "softmax_cross_entropy"]

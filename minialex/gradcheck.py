@@ -191,7 +191,7 @@ CASES = [
     ("local_response_norm", {"x": (4, 9)}, {"size": 5, "alpha": 0.8, "k": 1.5}),
     ("dropout", {"x": (3, 17)}, {"p": 0.4, "seed": 3}),
     ("dense", {"x": (3, 7), "w": (7, 5), "b": (5,)}, {}),
-    ("softmax_cross_entropy", {"x": (4, 10), "label": (4,)}, {}),
+    ("softmax_cross_entropy", {"x": (4, 10), "label": (4,)}, {"smoothing": 0.1}),
 ]
 
 

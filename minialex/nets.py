@@ -108,7 +108,8 @@ class Net:
     def draw(self, init, seed):
         """(name, float32 array) of each parameter's first values. "he": N(0, 2/fan_in), half that spread in dense layers, and zero
         biases, which trains from scratch on small data; "published": what the net's authors used (paper, caffenet: N(0, std)
-        with their biases; half: Keras' Glorot uniform; owt: PyTorch's uniform 1/sqrt(fan_in))."""
+        with their biases; half: Keras' Glorot uniform; owt: PyTorch's uniform 1/sqrt(fan_in)); "2012-code": what the program of 2012
+        had instead of its paper's values (0.03 in conv3 to conv5)."""
         last = list(self.layers)[-1]
         for number, (name, layer) in enumerate(self.layers.items()):
             for part, shape in layer.parameters(self.inputs[name]).items():
@@ -118,7 +119,9 @@ class Net:
                 if init == "published" and layer.std is None and self.name == "owt":
                     value = in_pieces(shape, lambda n: random.uniform(-1, 1, n) / np.sqrt(fan_in))
                 elif part == "bias":
-                    value = np.full(shape, layer.bias if init == "published" else 0.0)
+                    value = np.full(shape, 0.0 if init == "he" else layer.bias)
+                elif init == "2012-code" and layer.std is not None:      # initW of layers-145.cfg
+                    value = in_pieces(shape, lambda n: random.standard_normal(n) * (0.03 if name in ("conv3", "conv4", "conv5") else layer.std))
                 elif init == "published" and layer.std is None:
                     value = in_pieces(shape, lambda n: random.uniform(-1, 1, n) * np.sqrt(6 / (fan_in + fan_out)))
                 elif init == "published":
@@ -129,7 +132,7 @@ class Net:
                     std = np.sqrt(2 / fan_in) * (1.0 if isinstance(layer, Conv) else 0.5)
                     value = in_pieces(shape, lambda n: random.standard_normal(n) * (0.01 if name == last else std))
                 else:
-                    raise UserError(f"unknown init {init!r}: choose he or published")
+                    raise UserError(f"--init {init} is not for {self.name}: choose he or published")
                 yield f"{name}.{part}", value.astype(np.float32, copy=False)
 
 

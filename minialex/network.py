@@ -2,15 +2,13 @@
 
 import numpy as np
 
+from .data.augment import Input
 from .errors import UserError
+from .ops.augment import FILLS, augment, check_views
 from .ops.conv import BLOCK, add_parts
-from .ops.crop import check_crops, crop
 from .ops.layer import Site, as_array
 from .ops.softmax import check_labels, cross_entropy_rows, label_rank, softmax_rows, tally
 from .optim import SGD
-
-# (pixel - MEAN) * SCALE: ImageNet's mean colour and spread, about right for any photographs.
-MEAN, SCALE = (124.0, 117.0, 104.0), (1 / 58.0,) * 3
 
 
 class Layout:
@@ -20,9 +18,10 @@ class Layout:
     layers. `arrays` is {name: (shape, dtype)}, with names like "activation conv1".
     """
 
-    def __init__(self, net, device, batch, *, side=None, training=True, workspace_mb=None):
+    def __init__(self, net, device, batch, *, input=None, training=True, workspace_mb=None, slots=("velocity",)):
+        self.input = input or Input(net.side, net.size)
         self.net, self.batch, self.training, floats = net, batch, training, device.float
-        self.side = net.size if side is None else side
+        side = self.input.side
         names = list(net.layers)
         first = next(i for i, n in enumerate(names) if net.layers[n].dense or net.layers[n].trained_only)
         self.stack, self.tail = names[:first], names[first:]
@@ -32,8 +31,8 @@ class Layout:
 
         rows = batch if training else min(batch, self.shares * self.chunk)
         own = ["input", *(name for name in self.stack if not net.layers[name].in_place)]      # the tail reads the last of these
-        self.arrays = {"input images": ((batch, self.side, self.side, 3), np.uint8), "input crops": ((batch, 3), np.int32),
-                       "input labels": ((batch,), np.int32), "input mean": ((3,), floats), "input scale": ((3,), floats),
+        self.arrays = {"input images": ((batch, side, side, 3), np.uint8), "input views": ((batch, 18), floats),
+                       "input labels": ((batch,), np.int32), "input mean": ((side, side, 3) if self.input.mean == "image" else (1,), floats),
                        "input now": ((2,), np.float64), "output loss": ((batch,), floats), "output rank": ((batch,), floats),
                        "output probabilities": ((batch, net.classes), floats), "output totals": ((3, batch), np.float64),
                        "activation input": ((rows if own[1:] else batch, net.size, net.size, 3), floats)}
@@ -46,7 +45,7 @@ class Layout:
         for name, shape in net.parameters().items():
             self.arrays[f"parameter {name}"] = (shape, floats)
             if training:
-                self.arrays[f"velocity {name}"] = (shape, floats)
+                self.arrays |= {f"{slot} {name}": (shape, floats) for slot in slots}
                 self.arrays[f"gradient {name}"] = ((self.shares if name.split(".")[0] in self.stack else 1, *shape), floats)
         self.arrays["workspace columns"] = ((self.shares, self.columns), floats)
         if training:
@@ -81,27 +80,26 @@ class Layout:
 
 
 class Network:
-    """A net on a device, for batches of up to `batch` decoded pictures of `side` x `side` pixels.
+    """A net on a device, for batches of up to `batch` decoded pictures, of which `input` says how the net takes them.
 
-    `parameters`, `velocity` and `gradients` are {name: device array}; `gradients` holds those of the mean loss.
+    `parameters`, `velocity` and `gradients` are {name: device array}; `gradients` holds those of the mean loss. `state` is
+    all that the optimizer keeps, {"velocity conv1.weight": device array, ...}.
     """
 
-    def __init__(self, net, device, batch, *, side=None, training=True, optimizer=SGD(), init="he", seed=0, workspace_mb=None):
+    def __init__(self, net, device, batch, *, input=None, training=True, optimizer=SGD(), smoothing=0.0, init="he", seed=0, workspace_mb=None):
         if batch < 1:
             raise UserError(f"--batch {batch}: a batch has at least one image")
-        if side is not None and side < net.size:
-            raise ValueError(f"side: pictures of {side} pixels cannot be cropped to {net.size}")
         self.net, self.device, self.batch, self.optimizer, self.seed, self.training = net, device, batch, optimizer, seed, training
-        self.layout = Layout(net, device, batch, side=side, training=training, workspace_mb=workspace_mb)
+        self.smoothing = smoothing
+        self.layout = Layout(net, device, batch, input=input, training=training, workspace_mb=workspace_mb, slots=optimizer.slots)
         self.arrays = {}
         self.allocate("parameter ")
         self.parameters = self.named("parameter ")
         for name, value in net.draw(init, seed) if init is not None else ():      # before the rest takes its memory
             device.upload(self.parameters[name], value)
         self.allocate("")
-        device.upload(self.arrays["input mean"], np.array(MEAN, device.float))
-        device.upload(self.arrays["input scale"], np.array(SCALE, device.float))
         self.velocity = self.named("velocity ")
+        self.state = {name: array for name, array in self.arrays.items() if name.split()[0] in optimizer.slots}
         self.gradients = {name: parts[0] for name, parts in self.named("gradient ").items()}
         self.tapes = {}
 
@@ -127,17 +125,27 @@ class Network:
                 raise UserError(f"{name}: expected shape {tuple(into[name].shape)}, got {tuple(values[name].shape)}")
             self.device.upload(into[name], np.asarray(values[name]))
 
-    def train_step(self, images, labels, crops, step, lr):
-        """One step of the optimizer. images (n, side, side, 3) uint8, labels (n,), crops (n, 3) of (top, left, flip)."""
-        self.run("train", images, labels, crops, step, lr)
+    def load_mean(self, image):
+        """Takes the mean image (side, side, 3), where the input has one."""
+        if image is not None:
+            if image.shape != self.arrays["input mean"].shape:
+                raise UserError(f"the mean image has shape {image.shape}, the input needs {self.arrays['input mean'].shape}")
+            self.device.upload(self.arrays["input mean"], image)
 
-    def gradient(self, images, labels, crops, step=0):
+    def train_step(self, images, labels, views, step, lr, timed=False):
+        """One step of the optimizer. images (n, side, side, 3) uint8, labels (n,), views (n, 18) as Input gives them.
+
+        timed: launch by launch, to say what takes how long. -> {"conv1 forward": seconds, ...} or None
+        """
+        return self.run("train", images, labels, views, step, lr, timed)
+
+    def gradient(self, images, labels, views, step=0):
         """Forward and backward as in a training step, without the update: `gradients` of the mean loss."""
-        self.run("gradient", images, labels, crops, step, 0.0)
+        self.run("gradient", images, labels, views, step, 0.0)
 
-    def evaluate(self, images, labels, crops):
+    def evaluate(self, images, labels, views):
         """Forward without dropout; then `results` has the losses and ranks, `probabilities` the softmax."""
-        self.run("evaluate", images, labels, crops, 0, 0.0)
+        self.run("evaluate", images, labels, views, 0, 0.0)
 
     def scores(self):
         """(sum of losses, top-1 hits, top-5 hits) of all passes since this was last asked; waits for them."""
@@ -153,24 +161,24 @@ class Network:
         """(n, classes) of the last `evaluate`."""
         return self.device.to_numpy(self.arrays["output probabilities"][:n])
 
-    def run(self, mode, images, labels, crops, step, lr):
+    def run(self, mode, images, labels, views, step, lr, timed=False):
         n = len(images)
         if not 0 < n <= self.batch:
             raise ValueError(f"images: expected 1 to {self.batch}, got {n}")
         if images.dtype != np.uint8:
             raise TypeError(f"images: expected uint8, got {images.dtype}")
-        for name, host in (("images", images), ("labels", labels), ("crops", crops)):
-            if as_array(name, host, dtype="integers").shape != self.arrays[f"input {name}"][:n].shape:
+        for name, host, kind in (("images", images, "integers"), ("labels", labels, "integers"), ("views", views, "float32")):
+            if as_array(name, host, dtype=kind).shape != self.arrays[f"input {name}"][:n].shape:
                 raise ValueError(f"{name}: expected shape {self.arrays[f'input {name}'][:n].shape}, got {host.shape}")
         check_labels(labels, self.net.classes)
-        check_crops(crops, self.layout.side - self.net.size)
-        self.device.feed([*((self.arrays[f"input {name}"][:n], host) for name, host in (("images", images), ("labels", labels), ("crops", crops))),
-                          (self.arrays["input now"], np.array([step, lr], np.float64))])
+        check_views(views)
+        self.device.feed([*((self.arrays[f"input {name}"][:n], host) for name, host in (("images", images), ("labels", labels), ("views", views))),
+                          (self.arrays["input now"], np.array([step, self.optimizer.rate(step, lr)], np.float64))])
         if (mode, n) not in self.tapes:
             with self.device.record() as tape:
                 self.record(mode, n)
             self.tapes[mode, n] = tape
-        self.tapes[mode, n].play()
+        return self.tapes[mode, n].play_timed() if timed else self.tapes[mode, n].play()
 
     def record(self, mode, n):
         """Launches a whole pass over n images: the stack share by share, the tail on the whole batch, and back."""
@@ -184,7 +192,7 @@ class Network:
         for share in device.parallel(shares):
             for first, last in chunks[share]:
                 device.place = "input forward"
-                self.crop(share, first, last)
+                self.view(share, first, last)
                 for name in layout.stack:
                     device.place = f"{name} forward"
                     self.net.layers[name].forward(device, self.site(name, mode, share, first, last))
@@ -205,7 +213,7 @@ class Network:
             site.dy, site.dx = dy, dy
             if not layer.in_place:
                 other = slopes[1] if same_memory(dy, slopes[0]) else slopes[0]
-                site.dx = view(other, site.x.shape)
+                site.dx = shaped(other, site.x.shape)
             if name == bottom:
                 site.dx = None
             layer.backward(device, site)
@@ -227,7 +235,7 @@ class Network:
                         site.dx = slope
                     else:
                         other = room[1] if same_memory(slope, room[0]) else room[0]
-                        site.dx = view(other, site.x.shape)
+                        site.dx = shaped(other, site.x.shape)
                     layer.backward(device, site)
                     if name == bottom:
                         break
@@ -238,13 +246,32 @@ class Network:
             if len(parts):
                 device.launch(add_parts, -(-total.size // BLOCK), parts, total, total.size, len(parts), 1)
             if mode == "train":
-                self.optimizer.update(device, name, self.parameters[name], self.velocity[name], total, self.arrays["input now"])
+                self.optimizer.update(device, name, self.parameters[name], self.state_of(name), total, self.arrays["input now"])
 
-    def crop(self, share, first, last):
+    def state_of(self, name):
+        """{slot: array} of what the optimizer keeps for a parameter."""
+        return {slot: self.arrays[f"{slot} {name}"] for slot in self.optimizer.slots}
+
+    def statistics(self, n, step, lr, images=8):
+        """{layer: {...}} of those with weights, after a training step of n images: mean |y|, std of y and the part of it that is 0,
+        the part of channels that are 0 everywhere (of the first images), and the update's norm beside the weights'."""
+        found, rate = {}, self.optimizer.rate(step, lr)
+        for name, layer in self.net.layers.items():
+            if not layer.parameters(self.net.inputs[name]):
+                continue
+            y, weight = self.device.to_numpy(self.arrays[f"activation {name}"][:min(n, images)]), f"{name}.weight"
+            zero = y == 0
+            found[name] = {"mean": float(np.abs(y).mean()), "std": float(y.std()), "zero": float(zero.mean()),
+                           "dead": float(zero.reshape(-1, y.shape[-1]).all(axis=0).mean()),
+                           "ratio": self.optimizer.step_ratio(self.device, weight, self.parameters[weight], self.state_of(weight), rate)}
+        return found
+
+    def view(self, share, first, last):
         """Launches the input kernel for images first .. last-1."""
-        a, size = self.arrays, self.net.size
-        self.device.launch(crop, (last - first) * size, a["input images"][first:last], a["input crops"][first:last], a["input mean"],
-                           a["input scale"], self.rows("activation input", share, first, last), self.layout.side, size)
+        a, size, input = self.arrays, self.net.size, self.layout.input
+        self.device.launch(augment, (last - first) * size, a["input images"][first:last], a["input views"][first:last], a["input mean"],
+                           self.rows("activation input", share, first, last), input.side, size, FILLS.index(input.fill), float(input.constant),
+                           int(input.mean == "image"))
 
     def rows(self, name, share, first, last):
         """The part of an array that belongs to images first .. last-1: their own in training, a share's chunk otherwise."""
@@ -276,8 +303,8 @@ class Network:
         a, classes, device = self.arrays, self.net.classes, self.device
         logits, labels = a[f"activation {list(self.net.layers)[-1]}"][:n], a["input labels"][:n]
         probabilities = a["output probabilities"][:n]
-        dlogits = view(a["workspace dense gradients"][0], (n, classes)) if mode != "evaluate" else probabilities
-        device.launch(cross_entropy_rows, n, logits, labels, a["output loss"][:n], dlogits, classes, 1.0 / n)
+        dlogits = shaped(a["workspace dense gradients"][0], (n, classes)) if mode != "evaluate" else probabilities
+        device.launch(cross_entropy_rows, n, logits, labels, a["output loss"][:n], dlogits, classes, 1.0 / n, self.smoothing if mode != "evaluate" else 0.0)
         device.launch(label_rank, n, logits, labels, a["output rank"][:n], classes)
         if mode != "gradient":
             device.launch(tally, -(-n // 32), a["output loss"], a["output rank"], a["output totals"], n, self.batch)
@@ -286,7 +313,7 @@ class Network:
         return dlogits
 
 
-def view(buffer, shape):
+def shaped(buffer, shape):
     """The start of a flat buffer as an array of `shape`."""
     return buffer[:int(np.prod(shape))].reshape(shape)
 

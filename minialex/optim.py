@@ -1,4 +1,8 @@
-"""SGD with momentum, in the two forms that were published, and schedules of the learning rate."""
+"""SGD with momentum, in the two forms that were published, Adam, and schedules of the learning rate.
+
+An optimizer says what it keeps of each parameter (`slots`), what a step's launches read as the learning rate (`rate`), launches the
+update, and tells how large the last one was (`step_ratio`).
+"""
 
 import math
 from dataclasses import dataclass
@@ -9,7 +13,7 @@ from .device import kernel
 from .errors import UserError
 from .ops.layer import as_array, device_of, put
 
-BLOCK = 256        # as in kernels/sgd.cu
+BLOCK = 256        # as in kernels/sgd.cu and adam.cu
 
 
 @kernel("sgd.cu")
@@ -22,6 +26,14 @@ def sgd(rows, w, v, g, count, now, lr_factor, momentum, decay, form_2012):
     else:
         v[...] = momentum * v + step
         w -= lr * v
+
+
+@kernel("adam.cu")
+def adam(rows, w, m, v, g, count, now, take1, take2, epsilon):
+    """m += take1 (g - m), v += take2 (g^2 - v), w -= lr_t m / (sqrt(v) + epsilon), with take = 1 - beta and lr_t in now[1]"""
+    m += take1 * (g - m)
+    v += take2 * (g * g - v)
+    w -= now[1] * m / (np.sqrt(v) + epsilon)
 
 
 @dataclass(frozen=True)
@@ -42,49 +54,129 @@ class SGD:
         if self.form not in ("2012", "torch"):
             raise ValueError(f"form: expected '2012' or 'torch', got {self.form!r}")
 
-    def update(self, device, name, w, v, g, now):
-        """Launches the update of one parameter from its gradient."""
+    slots = ("velocity",)
+
+    def rate(self, step, lr):
+        """What the launches of a step read: the learning rate."""
+        return lr
+
+    def update(self, device, name, w, state, g, now):
+        """Launches the update of one parameter from its gradient g and its state, {slot: array}."""
         bias = name.endswith(".bias")
-        device.launch(sgd, -(-w.size // BLOCK), w, v, g, w.size, now, self.bias_lr if bias else 1.0, self.momentum,
+        device.launch(sgd, -(-w.size // BLOCK), w, state["velocity"], g, w.size, now, self.bias_lr if bias else 1.0, self.momentum,
                       self.weight_decay * (self.bias_decay if bias else 1.0), int(self.form == "2012"))
+
+    def step_ratio(self, device, name, w, state, rate):
+        """The L2 norm of the last update of a parameter beside that of the parameter."""
+        factor = 1.0 if self.form == "2012" else rate * (self.bias_lr if name.endswith(".bias") else 1.0)
+        return ratio(factor * device.to_numpy(state["velocity"]), device.to_numpy(w))
+
+
+@dataclass(frozen=True)
+class Adam:
+    """Adam in Keras' form and with its defaults, without weight decay. PyTorch adds epsilon to the root of the corrected second
+    moment, Keras to that of the raw one, so that it counts for more in the first steps."""
+
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-7
+
+    slots = ("velocity", "square")      # the first and the second moment
+
+    def __post_init__(self):
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected 0 up to below 1, got {getattr(self, name)}")
+
+    def rate(self, step, lr):
+        """The learning rate of step 0, 1, ... times the correction of both moments, which start at 0."""
+        return lr * math.sqrt(1 - self.beta2 ** (step + 1)) / (1 - self.beta1 ** (step + 1))
+
+    def update(self, device, name, w, state, g, now):
+        device.launch(adam, -(-w.size // BLOCK), w, state["velocity"], state["square"], g, w.size, now, 1 - self.beta1, 1 - self.beta2, self.epsilon)
+
+    def step_ratio(self, device, name, w, state, rate):
+        m, v = (device.to_numpy(state[slot]) for slot in self.slots)
+        return ratio(rate * m / (np.sqrt(v) + self.epsilon), device.to_numpy(w))
+
+
+def ratio(update, w):
+    """|update| / |w|, None where w is 0."""
+    size = float(np.linalg.norm(w))
+    return float(np.linalg.norm(update)) / size if size else None
 
 
 def sgd_update(w, v, g, *, lr, momentum=0.9, weight_decay=0.0, form="2012", device="cpu"):
     """One step for a parameter w with velocity v and gradient g, all of one shape. -> (w, v), new arrays."""
+    return stepped(SGD(momentum, weight_decay, form), device, 0, lr, w=w, v=v, g=g)
+
+
+def adam_update(w, m, v, g, *, step, lr, beta1=0.9, beta2=0.999, epsilon=1e-7, device="cpu"):
+    """Step 0, 1, ... for a parameter w with moments m and v and gradient g, all of one shape. -> (w, m, v), new arrays."""
+    return stepped(Adam(beta1, beta2, epsilon), device, step, lr, w=w, m=m, v=v, g=g)
+
+
+def stepped(optimizer, device, step, lr, **arrays):
+    """One update of copies of w, the optimizer's state and g. -> w and the state"""
     device = device_of(device)
-    w, v, g = (put(device, as_array(name, a)) for name, a in (("w", w), ("v", v), ("g", g)))
-    if not w.shape == v.shape == g.shape:
-        raise ValueError(f"v, g: expected the shape of w {w.shape}, got {v.shape} and {g.shape}")
+    w, *state, g = (put(device, as_array(name, a)) for name, a in arrays.items())
+    for name, array in arrays.items():
+        if array.shape != w.shape:
+            raise ValueError(f"{name}: expected the shape of w {w.shape}, got {array.shape}")
     if w.size:
-        SGD(momentum, weight_decay, form).update(device, "w", w, v, g, device.array(np.array([0.0, lr]), np.float64))
+        now = device.array(np.array([step, optimizer.rate(step, lr)]), np.float64)
+        optimizer.update(device, "w", w, dict(zip(optimizer.slots, state)), g, now)
     device.synchronize()
-    return w, v
+    return w, *state
 
 
 class Schedule:
-    """The learning rate of each step, from its text: `constant`, `cosine`, `step:EPOCHS` (a tenth every so many epochs),
-    each with `,warmup:EPOCHS` if wanted. Cosine falls to 0 at the end of the run."""
+    """The learning rate of each step, from its text: a shape, then `,warmup:EPOCHS` and `,factor:F` (default 0.1) if wanted.
+
+    constant; cosine, which falls to 0 at the end of the run; step:EPOCHS, times the factor every so many epochs;
+    multistep:EPOCH:EPOCH:..., times the factor at each of them; plateau:EPOCHS (default 5), times the factor when validation
+    top-1 has not risen for so many epochs, those of the warm-up left out.
+    """
+
+    # How many numbers a shape takes, at least and at most; those that take none have no factor.
+    SHAPES = {"constant": (0, 0), "cosine": (0, 0), "step": (1, 1), "multistep": (1, math.inf), "plateau": (0, 1)}
 
     def __init__(self, text, lr, steps_per_epoch, epochs):
-        self.lr, self.total = lr, max(1, steps_per_epoch * epochs)
+        self.lr, self.epoch, self.total = lr, steps_per_epoch, max(1, steps_per_epoch * epochs)
         shape, *rest = text.split(",")
-        self.shape, _, every = shape.partition(":")
+        self.shape, *numbers = shape.split(":")
         try:
-            self.every = float(every or 30) * steps_per_epoch
-            named = dict(part.split(":") for part in rest)
-            self.warmup = float(named.pop("warmup", 0)) * steps_per_epoch
-            known = self.shape in ("constant", "cosine", "step") and not named and self.every > 0 and self.warmup >= 0
+            self.numbers = [float(number) for number in numbers]
+            named = {name: float(value) for name, value in (part.split(":") for part in rest)}
+            least, most = self.SHAPES.get(self.shape, (1, 0))
+            self.warm_epochs, self.factor = named.get("warmup", 0.0), named.get("factor", 0.1)
+            self.warmup = self.warm_epochs * steps_per_epoch
+            known = (least <= len(numbers) <= most and all(0 < number < math.inf for number in self.numbers)
+                     and len(named) == len(rest) and set(named) <= ({"warmup", "factor"} if most else {"warmup"})
+                     and 0 <= self.warmup < math.inf and 0 < self.factor < 1)
         except ValueError:
             known = False
         if not known:
-            raise UserError(f"--schedule {text!r}: expected constant, cosine or step:EPOCHS, then ,warmup:EPOCHS if wanted")
+            raise UserError(f"--schedule {text!r}: expected constant, cosine, step:EPOCHS, multistep:EPOCH:EPOCH:... or plateau:EPOCHS, then "
+                            ",warmup:EPOCHS and ,factor:F (between 0 and 1) if wanted")
 
-    def __call__(self, step):
-        """The learning rate of step 0, 1, 2, ..."""
+    def __call__(self, step, metrics=()):
+        """The learning rate of step 0, 1, 2, ..., with the metrics of the epochs before it ("val_top1" of each)."""
         if step < self.warmup:
             return self.lr * (step + 1) / (self.warmup + 1)
         if self.shape == "cosine":
             return self.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, (step - self.warmup) / max(1.0, self.total - self.warmup))))
+        return self.lr * self.factor ** self.drops(step, metrics)
+
+    def drops(self, step, metrics):
+        """How often the rate has been lowered so far."""
         if self.shape == "step":
-            return self.lr * 0.1 ** int(step // self.every)
-        return self.lr
+            return int(step // (self.numbers[0] * self.epoch))
+        if self.shape == "multistep":
+            return sum(step / self.epoch >= number for number in self.numbers)
+        drops, best, waited = 0, -1.0, 0
+        for epoch in metrics[math.ceil(self.warm_epochs):] if self.shape == "plateau" else ():
+            best, waited = (epoch["val_top1"], 0) if epoch["val_top1"] > best else (best, waited + 1)
+            if waited >= (self.numbers or [5])[0]:
+                drops, waited = drops + 1, 0
+        return drops

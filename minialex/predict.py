@@ -1,41 +1,148 @@
-"""python -m minialex.predict RUN IMAGE...: the five likeliest classes of each image."""
+"""python -m minialex.predict RUN PATH...: the likeliest classes of each image, printed or written as CSV."""
 
 import argparse
+import csv
+import io
+import os
+import re
 import sys
 
 import numpy as np
 
-from .checkpoint import open_network
-from .data.image import UnreadableImage, square
-from .data.loader import centre
+from .checkpoint import open_network, read_config, write_beside
+from .data.augment import Input
+from .data.folder import ImageFolder, open_unlabelled
+from .data.listing import _wnids
+from .data.loader import Loader
 from .device import open_device
-from .errors import run_command, shown
+from .errors import UserError, run_command, shown
+from .evaluate import probabilities, require_place, views_of
+
+FORMS = """
+CSV forms:
+  plain   a header and a row for each image: image,class,probability and, with
+          --top N, class2,probability2 and so on. The image is its path below
+          PATH; if there are several PATHs, its path as it was given. Images
+          that cannot be read have no row.
+  ilsvrc  as ImageNet's 2012 challenge takes it: a line for each image, in
+          sorted order, with the numbers of its five likeliest classes and
+          spaces between them; an empty line where an image cannot be read.
+          Classes count from 1 in the network's order. If they are WordNet's
+          (n01440764), their numbers are the ILSVRC2012_IDs, for which the
+          development kit must lie beside the images.
+"""
+
+
+def open_all(paths):
+    """The images of some files, folders and lists as one source without labels."""
+    found = [open_unlabelled(path) for path in paths]
+    if len(found) == 1:
+        return found[0]
+    images = [image for source in found for image in source.paths]
+    return ImageFolder(".", [], images, np.full(len(images), -1, np.int32))
+
+
+def predictions(network, loader, input, top, ten=False):
+    """Yields (place in the listing, labels (top,), probabilities (top,)) of each image that can be read, the likeliest first."""
+    for batch in loader.epoch(0):
+        n = len(batch)
+        if n:
+            p = probabilities(network, batch.images, np.zeros(n, np.int32), views_of(input, n, ten))
+            likely = np.argsort(-p, axis=1, kind="stable")[:, :top]
+            for place, row, labels in zip(batch.index, p, likely):
+                yield int(place), labels, row[labels]
+
+
+def plain_csv(found, source, classes, top, names_below):
+    """bytes of a CSV file (RFC 4180) with a header and a row for each image that could be read."""
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["image", "class", "probability", *(name for k in range(2, top + 1) for name in (f"class{k}", f"probability{k}"))])
+    for place, labels, likely in found:
+        path = os.path.relpath(source.paths[place], source.root) if names_below else source.paths[place]
+        writer.writerow([path, *(cell for label, p in zip(labels, likely) for cell in (classes[label], f"{p:.6g}"))])
+    return text.getvalue().encode("utf-8", "surrogateescape")      # a name that is no text keeps its bytes
+
+
+def ilsvrc_lines(found, source, numbers):
+    """bytes of a text file with a line for each image of the source."""
+    lines = [""] * len(source)
+    for place, labels, _ in found:
+        lines[place] = " ".join(str(numbers[label]) for label in labels)
+    return "".join(line + "\n" for line in lines).encode()
+
+
+def numbers_of(classes, root):
+    """What the challenge calls the classes: their ILSVRC2012_IDs if they are WordNet's, else 1, 2, ...
+
+    The IDs do not follow the order of the names, so the development kit must tell them.
+    """
+    if not all(re.fullmatch(r"n\d{8}", name) for name in classes):
+        return range(1, len(classes) + 1)
+    number = {wnid: number for number, wnid in _wnids(root, f"--csv-form ilsvrc for {shown(root)}").items()}
+    strange = [name for name in classes if name not in number]
+    if strange:
+        raise UserError(f"--csv-form ilsvrc: the development kit near {shown(root)} knows no class {strange[0]}")
+    return [number[name] for name in classes]
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(prog="python -m minialex.predict", description="Say what a trained network sees in images.")
+    parser = argparse.ArgumentParser(prog="python -m minialex.predict", description="Say what a trained network sees in images.", epilog=FORMS,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", help="run folder of minialex.train")
-    parser.add_argument("image", nargs="+", help="image files")
+    parser.add_argument("path", nargs="+", help="image files, folders (those in them are taken too, sorted), or text files with a path in each line")
+    parser.add_argument("--top", type=int, metavar="N", help="so many classes of each image (default: 5; 1 in a plain CSV file)")
+    parser.add_argument("--ten-crop", action="store_true", help="average the probabilities of ten crops, corners and centre, each also mirrored")
+    parser.add_argument("--csv", metavar="FILE", help="write to FILE instead of printing; its form is described below")
+    parser.add_argument("--csv-form", choices=["plain", "ilsvrc"], help="default plain")
     parser.add_argument("--checkpoint", choices=["best", "last"], help="default: the best by validation top-1, if there is one")
+    parser.add_argument("--batch", type=int, default=32, help="images in a pass (default 32)")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "numpy"])
     parser.add_argument("--threads", type=int)
     args = parser.parse_args(arguments)
+    form = args.csv_form or "plain"
+    if args.csv is not None:
+        require_place("--csv", args.csv)
+    elif args.csv_form:
+        raise UserError(f"--csv-form {form}: name the file to write too, with --csv FILE")
+    classes = read_config(args.run)["classes"]
+    most = min(5, len(classes)) if form == "ilsvrc" else len(classes)
+    top = args.top if args.top is not None else 1 if args.csv is not None and form == "plain" else min(5, most)
+    if not 1 <= top <= most:
+        raise UserError(f"--top {top}: " + (f"a line of --csv-form ilsvrc has 1 to {most} classes" if most < len(classes) else
+                                            f"the network of {shown(args.run)} knows {len(classes)} classes, so give a number from 1 to {most}"))
+    source = open_all(args.path)
+    numbers = numbers_of(classes, source.root) if form == "ilsvrc" else None
     device, _ = open_device(args.device, args.threads)
-    network, config, _ = open_network(args.run, device, 1, args.checkpoint)
-    unreadable = 0
-    for path in args.image:
-        try:
-            picture = square(path, config["side"])
-        except UnreadableImage as error:
-            unreadable += 1
-            print(f"error: {error}", file=sys.stderr)
-            continue
-        network.evaluate(picture[None], np.zeros(1, np.int32), centre(1, config["side"] - config["size"]))
-        likely = network.probabilities(1)[0]
-        print(shown(path))
-        for label in np.argsort(-likely, kind="stable")[:5]:
-            print(f"  {likely[label]:7.2%}  {config['classes'][label]}")
-    return 2 if unreadable else 0
+    network, config, _ = open_network(args.run, device, min(args.batch, len(source)), args.checkpoint)
+    input = Input.from_config(config)
+
+    from tqdm import tqdm
+    refused = []
+
+    def warn(sentence):
+        refused.append(sentence)
+        tqdm.write(sentence, file=sys.stderr)
+
+    loader = Loader(source, input.side, network.batch, fit=input.fit, shuffle=False, cache_mb=0, workers=device.threads, warn=warn)
+    found = []
+    try:
+        with tqdm(total=len(source), disable=None if args.csv is not None else True, leave=False, unit="image") as bar:
+            for place, labels, likely in predictions(network, loader, input, top, args.ten_crop):
+                if args.csv is not None:
+                    found.append((place, labels, likely))
+                    bar.update()
+                    continue
+                print(shown(source.paths[place]))
+                for label, p in zip(labels, likely):
+                    print(f"  {p:7.2%}  {shown(classes[label])}")
+    except UserError:      # the loader gives up where no image can be read, and each has been named by then
+        if len(refused) < len(source):
+            raise
+    if args.csv is not None:
+        write_beside(args.csv, plain_csv(found, source, classes, top, len(args.path) == 1) if numbers is None else ilsvrc_lines(found, source, numbers))
+        print(f"{shown(args.csv)}: {len(found)} images" + f", {len(refused)} unreadable left out" * bool(refused))
+    return 2 if refused else 0
 
 
 if __name__ == "__main__":

@@ -21,16 +21,17 @@ from pathlib import Path
 import numpy as np
 
 from . import functional, nets
+from .data.augment import Input
 from .describe import by
 from .device import open_device
 from .device.base import Tape
 from .device.cpu import processor
 from .errors import UserError, run_command
 from .gradcheck import CASES, GradientError, check_op, compare, to_host
-from .network import MEAN, SCALE, Network
+from .network import Network
+from .ops.augment import FILLS, augment
 from .ops.bias import add_bias, bias_gradient
 from .ops.conv import BLOCK, Conv, add_parts, col2im
-from .ops.crop import crop
 from .ops.dense import Dense, cuts
 from .ops.layer import Site, device_of
 from .ops.softmax import label_rank, tally
@@ -52,7 +53,7 @@ SHAPES = [
 ]
 MEMORY_BOUND = [("im2col", "conv1"), ("im2col", "conv2"), ("col2im", "conv1"), ("col2im", "conv2"), ("max_pool", "pool1"),
                 ("max_pool_backward", "pool1"), ("lrn", "norm1"), ("lrn_backward", "norm1"), ("bias_relu", "conv1"),
-                ("bias_backward", "conv1"), ("dropout", "drop6"), ("sgd", "fc7"), ("crop", "conv1")]
+                ("bias_backward", "conv1"), ("dropout", "drop6"), ("sgd", "fc7"), ("augment", "conv1")]
 NOISE = np.random.default_rng(0).standard_normal(1 << 20).astype(np.float32)
 
 
@@ -94,12 +95,15 @@ def other_kernels():
     w, v, g = random.standard_normal((3, 2049)).astype(np.float32)
     one, other = dict(size=(3, 2), stride=(2, 1), pad=1, groups=2), dict(size=5, stride=4, pad=((1, 2), (0, 1)))
     columns = functional.im2col(x, **one, device="numpy").astype(np.float32)
-    images, crops = random.integers(0, 256, (3, 13, 13, 3), np.uint8), np.array([[0, 4, 0], [4, 0, 1], [2, 3, 1]], np.int32)
+    images, mean = random.integers(0, 256, (3, 13, 13, 3), np.uint8), random.uniform(0, 255, (13, 13, 3)).astype(np.float32)
+    views = [Input(13, 9).with_text(text).draw(0, 0, range(3)) for text in ("", "rotation=40,shift=0.3,zoom=0.2,flip=hv,saturation=0.5")]
     label, rank = random.integers(0, 333, 5).astype(np.int32), random.integers(0, 8, 37).astype(np.float32)
     return {
         "im2col": lambda d: (functional.im2col(x, **one, device=d), functional.im2col(colours, **other, device=d)),
         "col2im": lambda d: (functional.col2im(columns, x.shape, **one, device=d),),
-        "crop": lambda d: (functional.crop_images(images, crops, 9, mean=MEAN, scale=SCALE, device=d),),
+        "augment": lambda d: [functional.augment_images(images, view, 9, fill=fill, mean=m, device=d)
+                              for view in views for fill in FILLS for m in (None, mean)],
+        "adam": lambda d: functional.adam_update(w, v, np.abs(g), g, step=3, lr=0.1, device=d),
         "sgd": lambda d: [a for form in ("2012", "torch")
                           for a in functional.sgd_update(w, v, g, lr=0.1, weight_decay=0.01, form=form, device=d)],
         "softmax": lambda d: (functional.softmax(logits, device=d),),
@@ -136,11 +140,12 @@ def check_step(net, n, device):
         other = open_device("numpy")[0]
     random, side = np.random.default_rng(2), net.size + 3
     images, labels = random.integers(0, 256, (n, side, side, 3), np.uint8), random.integers(0, net.classes, n)
-    crops = random.integers(0, 2, (n, 3))
+    way = Input(side, net.size)
+    views = way.draw(0, 0, range(n))
     after, worst = [], dict.fromkeys(STEP, 0.0)
     for place in (device, other):
-        own = Network(net, place, n, side=side)
-        own.train_step(images, labels, crops, 0, 0.01)
+        own = Network(net, place, n, input=way)
+        own.train_step(images, labels, views, 0, 0.01)
         arrays = {(kind, name): array for kind in STEP if kind != "loss" for name, array in getattr(own, kind).items()}
         after.append({("loss", "images"): own.results(n)[0], **{key: place.to_numpy(array) for key, array in arrays.items()}})
     for (kind, name), truth in after[1].items():
@@ -192,7 +197,7 @@ def roof(device, moved, **timing):
                 list(pool.map(np.copyto, np.array_split(target, device.threads), np.array_split(source, device.threads)))
 
         def recorded(copies):
-            tape = Tape()
+            tape = Tape(device)
             tape.calls = [copy] * copies
             return tape
         return moved / seconds(device, recorded, **timing)
@@ -222,13 +227,11 @@ def memory_bound(device, net, n, kernel, name):
         return lambda: bias_gradient(device, at.y, at.dy, at.gradients["bias"], at.columns, True), 3 * at.y.nbytes, out
     if kernel == "sgd":
         w, v, g = weights["weight"], noise(device, *weights["weight"].shape), at.gradients["weight"]
-        return lambda: SGD().update(device, name, w, v, g, at.now), 5 * w.nbytes, w.shape
-    if kernel == "crop":
-        side = net.side
-        images, crops = device.zeros((n, side, side, 3), np.uint8), device.zeros((n, 3), np.int32)
-        mean, scale = (device.array(np.array(values, np.float32)) for values in (MEAN, SCALE))
-        arguments = images, crops, mean, scale, at.x, side, net.size
-        return lambda: device.launch(crop, n * net.size, *arguments), at.x.size + at.x.nbytes, shape
+        return lambda: SGD().update(device, name, w, {"velocity": v}, g, at.now), 5 * w.nbytes, w.shape
+    if kernel == "augment":
+        views = device.array(Input(net.side, net.size).draw(0, 0, range(n)))
+        arguments = device.zeros((n, net.side, net.side, 3), np.uint8), views, device.zeros((1,)), at.x, net.side, net.size, 0, 0.0, 0
+        return lambda: device.launch(augment, n * net.size, *arguments), at.x.size + at.x.nbytes, shape
     moved = {"max_pool": at.x.nbytes + at.y.nbytes + at.y.size, "max_pool_backward": at.x.nbytes + at.y.nbytes + at.y.size,
              "lrn": 2 * at.x.nbytes, "lrn_backward": 3 * at.x.nbytes, "dropout": 2 * at.x.nbytes}[kernel]
     return lambda: (layer.backward if kernel.endswith("backward") else layer.forward)(device, at), moved, shape
@@ -270,8 +273,9 @@ def time_product(name, device, net, batch, rows, **timing):
 
 def time_training(device, net, batch, rounds, least):
     """Whole training steps, on black pictures."""
-    network, times = Network(net, device, batch), []
-    data = np.zeros((batch, net.size, net.size, 3), np.uint8), np.zeros(batch, np.int32), np.zeros((batch, 3), np.int32)
+    way, times = Input(net.size, net.size), []
+    network = Network(net, device, batch, input=way)
+    data = np.zeros((batch, net.size, net.size, 3), np.uint8), np.zeros(batch, np.int32), way.centre(batch)
     for step in range(rounds + 1):
         began = time.perf_counter()
         network.train_step(*data, step, 0.0)

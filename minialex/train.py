@@ -1,7 +1,5 @@
 """python -m minialex.train: trains an AlexNet on folders of images, without arguments on a set that it makes itself."""
 
-import argparse
-import hashlib
 import json
 import math
 import os
@@ -9,94 +7,25 @@ import platform
 import signal
 import sys
 import time
+from dataclasses import asdict
 from importlib.metadata import version
-from pathlib import Path
 
 import numpy as np
 
-from . import nets
-from .checkpoint import load, read_config, save, write_beside
+from . import __version__, nets, report
+from .checkpoint import Lock, load, load_mean, save, save_mean, write_beside
+from .data.augment import Input, measure
 from .data.folder import find_splits
-from .data.loader import Loader, centre, crops
+from .data.loader import Loader
 from .device import open_device
 from .errors import UserError, run_command
-from .network import MEAN, SCALE, Network
-from .optim import SGD, Schedule
+from .network import Network
+from .optim import SGD, Adam, Schedule
+from .options import parse, settle
 
 SAVE_EVERY = 600        # seconds between checkpoints inside a long epoch
+SHOWN = 24              # augmented pictures in the report
 READ_EVERY = 0.5        # seconds between readings of the loss, for which a GPU must finish what is queued
-
-DEFAULTS = {"net": "half", "epochs": 30, "batch": 64, "lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4, "schedule": "cosine,warmup:1",
-            "seed": 0, "init": "he", "form": "2012", "workspace_mb": None, "size": None}
-SHAPES_DEFAULTS = {"epochs": 8, "batch": 32, "size": 98}       # reaches 97 % on the built-in set in a minute on two cores
-
-
-def parse(arguments):
-    parser = argparse.ArgumentParser(prog="python -m minialex.train", description="Train an AlexNet on folders of images; without "
-                                     "arguments, on a small set of ten classes that it makes itself.")
-    data = parser.add_argument_group("data")
-    data.add_argument("--data", metavar="DIR", help="folder with train/ and val/, each with one folder of images per class")
-    data.add_argument("--train", metavar="DIR", help="training folder, with --val instead of --data")
-    data.add_argument("--val", metavar="DIR", help="validation folder")
-    data.add_argument("--size", type=int, help=f"input size in pixels (default: the net's published one, {SHAPES_DEFAULTS['size']} for half on the built-in set)")
-    net = parser.add_argument_group("network and optimizer")
-    net.add_argument("--net", choices=list(nets.NETS), help="default half")
-    net.add_argument("--init", choices=["he", "published"], help="first weights: he (default) trains from scratch on small data")
-    net.add_argument("--epochs", type=int, help=f"default {DEFAULTS['epochs']}, {SHAPES_DEFAULTS['epochs']} on the built-in set")
-    net.add_argument("--batch", type=int, help=f"images per step (default {DEFAULTS['batch']}, {SHAPES_DEFAULTS['batch']} on the built-in set)")
-    net.add_argument("--lr", type=float, help=f"learning rate (default {DEFAULTS['lr']})")
-    net.add_argument("--momentum", type=float, help="default 0.9")
-    net.add_argument("--weight-decay", type=float, help="default 5e-4, none on biases")
-    net.add_argument("--form", choices=["2012", "torch"], help="which form of SGD with momentum (default 2012)")
-    net.add_argument("--schedule", help="constant, cosine or step:EPOCHS, then ,warmup:EPOCHS (default cosine,warmup:1)")
-    run = parser.add_argument_group("run")
-    run.add_argument("--seed", type=int, help="of weights, order, crops and dropout (default 0)")
-    run.add_argument("--device", choices=["auto", "cpu", "cuda", "numpy"], help="default auto: a working GPU, else the CPU")
-    run.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
-    run.add_argument("--workspace-mb", type=float, help="most memory for convolution's columns, all shares together")
-    run.add_argument("--out", metavar="DIR", help="run folder (default: a new one in runs/)")
-    run.add_argument("--resume", metavar="RUN", help="continue the run in this folder; only --epochs, --device, --threads and a data "
-                     "folder that has moved may be given with it")
-    return vars(parser.parse_args(arguments))
-
-
-def settle(args):
-    """Options, config of the run and its folder, from the command line or from the run to resume."""
-    if args["resume"]:
-        given = [name for name, value in args.items() if value is not None
-                 and name not in ("resume", "epochs", "device", "threads", "data", "train", "val")]
-        if given:
-            raise UserError(f"--{given[0].replace('_', '-')} cannot be given with --resume, which takes it from the run's config.json")
-        run = Path(args["resume"])
-        config = read_config(run)
-        moved = any(args[name] for name in ("data", "train", "val"))
-        options = {**config["options"], **{name: args[name] for name in ("epochs", "device", "threads") if args[name] is not None}}
-        if moved:
-            options |= {name: args[name] for name in ("data", "train", "val")}
-        check_ranges(options)
-        return options, config, run
-    own = {} if args["data"] or args["train"] or args["val"] else dict(SHAPES_DEFAULTS)
-    if args["net"] not in (None, "half"):
-        own.pop("size", None)
-    options = {name: own.get(name, DEFAULTS.get(name)) if value is None else value for name, value in args.items()}
-    check_ranges(options)
-    del options["resume"]
-    run = Path(options.pop("out") or Path("runs") / time.strftime(f"{options['net']}-%Y%m%d-%H%M%S"))
-    if (run / "last.safetensors").exists():
-        raise UserError(f"{run} holds a run already: continue it with --resume {run}, or give another --out")
-    return options, None, run
-
-
-def check_ranges(options):
-    for name, least in (("epochs", 1), ("batch", 1), ("size", 1), ("threads", 1), ("seed", 0)):
-        if options[name] is not None and options[name] < least:
-            raise UserError(f"--{name} {options[name]}: expected at least {least}")
-    for name in ("lr", "momentum", "weight_decay"):
-        if not 0 <= options[name] < (1 if name == "momentum" else math.inf):
-            raise UserError(f"--{name.replace('_', '-')} {options[name]}: expected {'0 up to below 1' if name == 'momentum' else '0 or more'}")
-    if options["seed"] >= 1 << 64:
-        raise UserError(f"--seed {options['seed']}: expected less than 2**64")
-    Schedule(options["schedule"], options["lr"], 1, options["epochs"])
 
 
 def open_data(options):
@@ -118,12 +47,19 @@ def open_data(options):
 def describe_machine(device):
     """What must be the same for a resumed run to be the same bit for bit."""
     about = {"device": device.name, "device_model": device.model, "python": platform.python_version(), "processor": platform.machine()}
-    return about | {package: version(package) for package in ("numpy", "pillow", "scipy-openblas32")}
+    return about | {"minialex": __version__} | {package: version(package) for package in ("numpy", "pillow", "scipy-openblas32")}
 
 
-def listing_of(folder):
-    names = "\n".join(os.path.relpath(path, folder.root) for path in folder.paths)
-    return {"images": len(folder.paths), "sha256": hashlib.sha256(os.fsencode(names)).hexdigest()}
+def input_of(options, net, train):
+    """How the net takes pictures: as the options say, as they were packed if they do not."""
+    side, fit = options["side"] or getattr(train, "size", net.side), options["fit"] or getattr(train, "fit", "crop")
+    return Input(side, net.size, fit).with_text(options["augment"])
+
+
+def optimizer_of(options):
+    if options["optimizer"] == "adam":
+        return Adam()
+    return SGD(options["momentum"], options["weight_decay"], options["form"], options["bias_lr"], options["bias_decay"])
 
 
 class Interrupts:
@@ -156,38 +92,67 @@ class Run:
         options = self.options
         net = nets.build(options["net"], len(train.classes), options["size"])
         options["size"] = net.size
+        self.input, self.mean = self.measured(train, config, net)
+        options["side"] = self.input.side
         self.state = {"epoch": 0, "batch": 0, "step": 0, "sums": [0.0, 0, 0], "seconds": 0.0, "metrics": [], "best": -1.0}
-        self.config = {"net": net.name, "size": net.size, "side": net.side, "mean": MEAN, "scale": SCALE, "classes": train.classes,
-                       "threads": self.device.threads, "options": options, "machine": describe_machine(self.device),
-                       "data": {"train": listing_of(train), "val": listing_of(val)}}
+        self.config = {"net": net.name, "size": net.size, "input": asdict(self.input), "classes": train.classes, "threads": self.device.threads,
+                       "options": options, "machine": describe_machine(self.device), "data": {"train": train.fingerprint(), "val": val.fingerprint()}}
         if config:
             self.warn_of_differences(config)
-        optimizer = SGD(options["momentum"], options["weight_decay"], options["form"])
-        self.network = Network(net, self.device, options["batch"], side=net.side, optimizer=optimizer,
+        self.network = Network(net, self.device, options["batch"], input=self.input, optimizer=optimizer_of(options), smoothing=options["label_smoothing"],
                                init=None if config else options["init"], seed=options["seed"], workspace_mb=options["workspace_mb"])
+        self.network.load_mean(self.mean)
         say(f"net      {net.name}, {net.size}x{net.size}, {sum(a.size for a in self.network.parameters.values()):,} parameters, "
             f"{net.macs() / 1e9:.3f} GMAC per image; a step of {options['batch']} takes {self.network.layout.bytes() / 2**20:,.0f} MB")
-        workers = max(1, min(4, self.device.threads))
-        self.train = Loader(train, net.side, options["batch"], seed=options["seed"], workers=workers, warn=say)
-        self.val = Loader(val, net.side, options["batch"], shuffle=False, workers=workers, warn=say)
+        common = {"seed": options["seed"], "workers": max(1, min(4, self.device.threads)), "warn": say, "fit": self.input.fit}
+        self.train = Loader(train, self.input.side, options["batch"], drop_last=options["drop_last"], **common)
+        # Where Keras counts whole batches only, it must not always be the last class that is left out.
+        self.val = Loader(val, self.input.side, options["batch"], shuffle=options["drop_last"], **common)
+        if not len(self.train):
+            raise UserError(f"--batch {options['batch']}: the {len(train)} images of {train.root} do not fill one, and --drop-last leaves out what is less")
         if config:
-            parameters, velocity, self.state = load(self.folder / "last.safetensors")
-            self.network.load_parameters(parameters)
-            self.network.load_parameters(velocity, self.network.velocity)
-            self.state["batch"] = min(self.state["batch"], len(self.train))      # images may have been removed since
-            say(f"resume   {self.folder} at epoch {self.state['epoch'] + 1}, step {self.state['step']}")
+            self.load()
         self.schedule = Schedule(options["schedule"], options["lr"], len(self.train), options["epochs"])
+        self.open_folder()
+        self.saved_at = self.read_at = time.monotonic()
+        self.unread = 0         # images whose scores are still on the device
+        self.last = None        # of the last step: images, step, rate, and some of its pictures with their views
+        self.times, self.waited = {}, (0, 0.0)
+        self.interrupts = Interrupts()
+
+    def measured(self, train, config, net):
+        """-> (Input, mean image or None): as the run began, or measured on the training set where the options ask for that."""
+        if config:
+            wanted = Input.from_config(config)
+            return wanted, load_mean(self.folder) if wanted.mean == "image" else None
+        wanted, image = input_of(self.options, net, train), None
+        if wanted.to_measure:
+            from tqdm import tqdm
+            colours, image = measure(train, wanted.side, wanted.fit, image=wanted.mean == "image",
+                                     progress=lambda places: tqdm(places, disable=None, leave=False, unit="image", desc="measuring colours"))
+            wanted = wanted.with_colours(colours)
+        return wanted, image
+
+    def load(self):
+        parameters, kept, self.state = load(self.folder / "last.safetensors")
+        self.network.load_parameters(parameters)
+        self.network.load_parameters(kept, self.network.state)
+        self.state["batch"] = min(self.state["batch"], len(self.train))      # images may have been removed since
+        say(f"resume   {self.folder} at epoch {self.state['epoch'] + 1}, step {self.state['step']}")
+
+    def open_folder(self):
+        """Makes the run folder, and keeps other runs out of it."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"the run folder {self.folder} cannot be made ({error.strerror}): give another --out") from None
+        self.lock = Lock(self.folder)
+        if self.mean is not None:
+            save_mean(self.folder, self.mean)
         write_beside(self.folder / "config.json", json.dumps(self.config, indent=1) + "\n")
         say(f"run      {self.folder}")
         if self.state["metrics"]:
             self.write_metrics()      # a kill may have come between the checkpoint and these
-        self.saved_at = self.read_at = time.monotonic()
-        self.unread = 0      # images whose scores are still on the device
-        self.interrupts = Interrupts()
 
     def warn_of_differences(self, config):
         for name, was in config["machine"].items():
@@ -216,6 +181,13 @@ class Run:
         self.saved_at = time.monotonic()
 
     def go(self):
+        """Trains to the end, or to a signal. -> the command's exit code"""
+        try:
+            return self.loop()
+        finally:
+            self.lock.release()
+
+    def loop(self):
         from tqdm import tqdm
         state = self.state
         while state["epoch"] < self.options["epochs"]:
@@ -239,13 +211,16 @@ class Run:
             self.clock()
             if not self.end_epoch():
                 return self.stop()
-        say(f"done     {state['step']} steps; best validation top-1 {state['best']:.1%}; {self.folder / 'curve.png'}")
+        say(f"done     {state['step']} steps; best validation top-1 {state['best']:.1%}; {self.folder / 'report.html'}")
         return 0
 
     def step(self, batch):
         state, n = self.state, len(batch)
-        places = crops(self.options["seed"], state["epoch"], batch.index, self.config["side"] - self.config["size"])
-        self.network.train_step(batch.images, batch.labels, places, state["step"], self.schedule(state["step"]))
+        views = self.input.draw(self.options["seed"], state["epoch"], batch.index)
+        rate = self.schedule(state["step"], state["metrics"])
+        timed = state["batch"] == len(self.train) // 2      # one step an epoch is looked at closely
+        took = self.network.train_step(batch.images, batch.labels, views, state["step"], rate, timed)
+        self.last, self.times = (n, state["step"], rate, batch.images[:SHOWN], views[:SHOWN]), took or self.times
         state["step"] += 1
         self.unread += n
 
@@ -265,8 +240,10 @@ class Run:
     def end_epoch(self):
         """Validates, reports and saves. False if a signal came in between."""
         self.read()
-        state = self.state
-        scores = evaluate(self.network, self.val, self.interrupts)
+        state, classes = self.state, len(self.config["classes"])
+        layers = self.network.statistics(*self.last[:3]) if self.last else None      # before validation takes the memory
+        collect = report.Collector(self.network, self.val.folder)
+        scores = evaluate(self.network, self.val, self.input, self.interrupts, collect)
         if scores is None:
             return False
         if not math.isfinite(scores["loss"]):
@@ -277,12 +254,16 @@ class Run:
         images_per_s = count / state["seconds"]
         metrics = {"epoch": state["epoch"] + 1, "step": state["step"], "train_loss": loss / count, "train_top1": hits / count,
                    "val_loss": scores["loss"], "val_top1": scores["top1"], "val_top5": scores["top5"], "images_per_s": images_per_s}
+        if self.last:
+            metrics |= {"lr": self.last[2], "layers": layers, **self.time_split()}
+        if self.options["drop_last"] and scores["whole"] is not None:
+            metrics["val_top1_whole_batches"] = scores["whole"]
         say(f"epoch {metrics['epoch']:3d}  train loss {metrics['train_loss']:.4f} top-1 {metrics['train_top1']:6.1%}   val loss "
-            f"{metrics['val_loss']:.4f} top-1 {metrics['val_top1']:6.1%} top-5 {metrics['val_top5']:6.1%}   {images_per_s:.0f} images/s")
+            f"{metrics['val_loss']:.4f} top-1 {metrics['val_top1']:6.1%} top-5 {metrics['val_top5']:6.1%}   {images_per_s:.0f} images/s"
+            + (f"   (val top-1 of whole batches, as Keras counts: {scores['whole']:.1%})" if "val_top1_whole_batches" in metrics else ""))
         unread = len(self.train.unreadable), len(self.val.unreadable)
         if any(unread) and state["epoch"] == 0:
             say(f"left out {unread[0]} unreadable training images and {unread[1]} validation images")
-        classes = len(self.config["classes"])
         if classes > 1 and min(metrics["train_loss"], metrics["val_loss"]) > 0.98 * math.log(classes):
             say(f"warning: the loss stays at ln({classes}) = {math.log(classes):.3f} or above, that of guessing: nothing is learnt so far. "
                 + ("Try --init he: the published initialisation needs much data and time" if self.options["init"] == "published" else
@@ -290,16 +271,26 @@ class Run:
         state |= {"epoch": state["epoch"] + 1, "batch": 0, "sums": [0.0, 0, 0], "seconds": 0.0, "metrics": state["metrics"] + [metrics]}
         if metrics["val_top1"] > state["best"]:
             state["best"] = metrics["val_top1"]
-            save(self.folder / "best.safetensors", self.network, {"epoch": state["epoch"], "val_top1": state["best"]}, velocity=False)
+            save(self.folder / "best.safetensors", self.network, {"epoch": state["epoch"], "val_top1": state["best"]}, optimizer=False)
         self.save()
-        self.write_metrics()
+        self.write_metrics(seen=report.augmented(self.input, *self.last[3:], self.device) if self.last else None, **collect.found())
         return True
 
-    def write_metrics(self):
-        write_beside(self.folder / "metrics.jsonl", "".join(json.dumps(m) + "\n" for m in self.state["metrics"]))
-        from .curve import plot
-        title = f"{self.config['net']}, {len(self.config['classes'])} classes, {self.config['data']['train']['images']} images"
-        plot(self.state["metrics"], self.folder / "curve.png", title)
+    def time_split(self):
+        """Seconds of a step: waiting for data, of all steps since the last epoch; the rest of the one that was looked at."""
+        began, waited = self.waited
+        self.waited = self.state["step"], self.train.wait_seconds
+        parts = {"data": (self.train.wait_seconds - waited) / max(1, self.state["step"] - began), "forward": 0.0, "backward": 0.0, "update": 0.0}
+        for place, seconds in self.times.items():
+            part = place.split()[-1]
+            parts[part if part in parts else "forward"] += seconds      # the loss belongs to forward
+        slowest = sorted(self.times.items(), key=lambda item: -item[1])[:8]
+        return {"seconds": parts, "slowest": [list(item) for item in slowest]} if self.times else {}
+
+    def write_metrics(self, **pictures):
+        metrics = self.state["metrics"]
+        write_beside(self.folder / "metrics.jsonl", "".join(json.dumps(m) + "\n" for m in metrics))
+        report.write(self.folder, self.config, metrics, **report.first_filters(self.network), **pictures)
 
     def stop(self):
         self.save()
@@ -307,26 +298,29 @@ class Run:
         return 128 + self.interrupts.signal
 
 
-def evaluate(network, loader, interrupts=None, each=None):
-    """Centre-crop scores over a loader. -> {"loss", "top1", "top5", "images"}, or None if interrupted.
+def evaluate(network, loader, input, interrupts=None, each=None):
+    """Centre-crop scores over a loader. -> {"loss", "top1", "top5", "images", "whole"}, or None if interrupted.
 
-    each(batch, losses, ranks) is called for every batch.
+    "whole" is top-1 over the batches that are full, None where there is none. each(batch, losses, ranks) is called for every batch.
     """
-    count = 0
+    count, whole = 0, [0, 0]
     for batch in loader.epoch(0):
         if interrupts is not None and interrupts.signal is not None:
             network.scores()      # or the training epoch would count them
             return None
         if not len(batch):
             continue
-        network.evaluate(batch.images, batch.labels, centre(len(batch), network.layout.side - network.net.size))
+        network.evaluate(batch.images, batch.labels, input.centre(len(batch)))
         count += len(batch)
         if each:
-            each(batch, *network.results(len(batch)))
+            losses, ranks = network.results(len(batch))
+            if len(batch) == loader.batch:
+                whole = [whole[0] + int((ranks < 1).sum()), whole[1] + len(batch)]
+            each(batch, losses, ranks)
     if not count:
         raise UserError(f"no image could be read from {loader.folder.root}")
     loss, top1, top5 = network.scores()
-    return {"loss": loss / count, "top1": top1 / count, "top5": top5 / count, "images": count}
+    return {"loss": loss / count, "top1": top1 / count, "top5": top5 / count, "images": count, "whole": whole[0] / whole[1] if whole[1] else None}
 
 
 def say(text):

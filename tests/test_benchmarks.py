@@ -51,18 +51,19 @@ def test_input_pipeline(tmp_path):
     done = run("input_pipeline.py", *small, "--json", tmp_path / "found.json")
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "found.json").read_text())
-    assert set(found) == {"net", "size", "batch", "images", "device", "rounds", "rows", "verdict"} and found["images"] == 20
+    assert set(found) == {"net", "size", "batch", "images", "device", "rounds", "rows", "packed_to_memory", "verdict"} and found["images"] == 20
     assert [(row["what"], row["workers"]) for row in found["rows"]] == [
-        (what, workers) for workers in (1, 2) for what in ("decode", "loader, cold", "loader, cached")] + [
-        ("crop", None), ("train, in memory", None), ("train, cold", 2), ("train, cached", 2)]
+        (what, workers) for workers in (1, 2) for what in ("decode", "loader, cold", "loader, cached", "loader, packed")] + [
+        ("crop", None), ("train, in memory", None), ("train, cold", 2), ("train, cached", 2), ("train, packed", 2)]
     lines = done.stdout.splitlines()
     head = next(i for i, line in enumerate(lines) if line.startswith("what"))
     assert lines[head].split() == ["what", "workers", "images/s", "of", "training", "waits"]
     for row, line in zip(found["rows"], lines[head + 1:]):
         assert row["images_per_s"] > 0 and row["of_training"] > 0
         assert line.startswith(row["what"]) and f"{row['images_per_s']:.1f}" in line.split()
-        assert (row["waits"] is None) == (row["what"] not in ("train, cold", "train, cached")) and 0 <= (row["waits"] or 0) < 1
-    assert found["verdict"] in lines[-1]
+        assert (row["waits"] is None) == (row["what"] not in ("train, cold", "train, cached", "train, packed")) and 0 <= (row["waits"] or 0) < 1
+    assert found["verdict"] in lines[-2] and len(found["packed_to_memory"]) == 2 and min(found["packed_to_memory"]) > 0
+    assert lines[-1].startswith(f"Packed: {sum(found['packed_to_memory']) / 2:.3f} of the rate in memory") and "packed in " in lines[head - 2]
 
 
 def test_what_they_refuse(tmp_path):

@@ -17,6 +17,7 @@ from minialex.ops.lrn import LRN
 from minialex.ops.pool import MaxPool
 from minialex.ops.relu import ReLU
 from minialex.ops.softmax import softmax_rows
+from minialex.optim import adam
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -59,13 +60,14 @@ def test_the_bytes_that_a_launch_needs_are_those_that_it_touches(monkeypatch):
             compare(launch)
     device = report.Plan(report.CHIPS[0])
     compare(device.bind(softmax_rows, 5, (device.zeros((5, 77)), device.zeros((5, 77)), 77)))
+    compare(device.bind(adam, 2, (*(device.zeros((300,)) for _ in range(4)), 300, device.zeros((2,), np.float64), 0.1, 0.001, 1e-7)))
     assert seen == set(report.NEEDED) == {name for file in sources().glob("*.cu") for name in declarations(file)}
 
 
 @traced_only
 @pytest.mark.parametrize("name", NAMES)
 def test_what_moves_many_bytes_uses_its_sectors(traced, planned, name):
-    """Of kernels and places with over 1 % of the kernels' bytes. crop reads bytes, whose lines start anywhere; the page has its cost."""
+    """Of kernels and places with over 1 % of the kernels' bytes. augment reads bytes, whose lines start anywhere; the page has its cost."""
     every = [report.pairs(of) for of in planned[name]]
     for of in every:
         assert set(of) == set(traced[name])
@@ -74,7 +76,7 @@ def test_what_moves_many_bytes_uses_its_sectors(traced, planned, name):
             if sum(launch.bytes for launch in own) > 0.01 * whole:
                 judged += 1
                 assert traced[name][at][0].distinct_efficiency >= 0.90, at
-                assert traced[name][at][0].instruction_efficiency >= 0.85 or at[1] == "crop", at
+                assert traced[name][at][0].instruction_efficiency >= 0.85 or at[1] == "augment", at
             assert own[0].rows >= report.MANY_WARPS or at[1] in report.FEW, f"{at}: few warps, and no reason"
         assert judged > 15
 

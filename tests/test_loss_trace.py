@@ -39,8 +39,8 @@ def batches_of(net):
     """Four batches with something to learn: each class has a colour, under noise."""
     colours = np.random.default_rng(7).integers(0, 190, (net.classes, 3))
     for seed in range(10, 14):
-        images, labels, crops = drawn(net, N, seed)
-        yield (images // 4 + colours[labels][:, None, None]).astype(np.uint8), labels, crops
+        images, labels, views = drawn(net, N, seed)
+        yield (images // 4 + colours[labels][:, None, None]).astype(np.uint8), labels, views
 
 
 def torch_trace(net, first, batches, rates, dtype):
@@ -51,10 +51,10 @@ def torch_trace(net, first, batches, rates, dtype):
               for part, decay, times in (("weight", 0.01, 1.0), ("bias", 0.0, 2.0))]
     sgd, losses = torch.optim.SGD(groups, lr=1.0, momentum=0.9), []
     for step, rate in enumerate(rates):
-        images, labels, crops = batches[step % len(batches)]
+        images, labels, views = batches[step % len(batches)]
         for group in sgd.param_groups:
             group["lr"] = rate * group["times"]
-        logits = torch_logits(same, net, parameters, images, crops)
+        logits = torch_logits(same, net, parameters, images, views)
         loss = torch.nn.functional.cross_entropy(logits, torch.tensor(labels, dtype=torch.long))
         sgd.zero_grad()
         loss.backward()

@@ -10,7 +10,8 @@ from minialex.device.reference import Reference
 from minialex.errors import UserError
 from minialex.gradcheck import check_direction, compare
 from minialex.nets import Net, build
-from minialex.network import MEAN, SCALE, Network
+from minialex.data.augment import Input
+from minialex.network import Network
 from minialex.ops.conv import Conv
 from minialex.ops.dense import Dense
 from minialex.ops.dropout import Dropout
@@ -49,11 +50,12 @@ def drawn(net, n, seed=0, side=None):
     random, side = np.random.default_rng(seed), side or net.size + 3
     crops = random.integers(0, side - net.size + 1, (n, 3)).astype(np.int32)
     crops[:, 2] = np.arange(n) % 2
-    return random.integers(0, 256, (n, side, side, 3), np.uint8), random.integers(0, net.classes, n).astype(np.int32), crops
+    images, labels = random.integers(0, 256, (n, side, side, 3), np.uint8), random.integers(0, net.classes, n).astype(np.int32)
+    return images, labels, Input(side, net.size).cropped(crops)
 
 
 def network(net, device, batch, **more):
-    return Network(net, device, batch, side=net.size + 3, **more)
+    return Network(net, device, batch, input=Input(net.size + 3, net.size), **more)
 
 
 def host(network, arrays):
@@ -85,11 +87,15 @@ def from_torch(value):
     return value.transpose(2, 3, 1, 0) if value.ndim == 4 else value.T if value.ndim == 2 else value
 
 
-def torch_logits(torch, net, parameters, images, crops):
+def torch_logits(torch, net, parameters, images, views):
     """The net in PyTorch, float64, without dropout."""
     T = torch.nn.functional
-    pieces = [image[top:top + net.size, left:left + net.size][:, ::-1 if flip else 1] for image, (top, left, flip) in zip(images, crops)]
-    x = torch.tensor(((np.array(pieces, np.float64) - MEAN) * SCALE).transpose(0, 3, 1, 2).copy())
+    pieces = []
+    for image, (_, _, top, _, step, first) in zip(images, views[:, :6].astype(int)):      # plain crops, flipped where the columns step back
+        lines, left = image[top:top + net.size], first if step == 1 else first - net.size + 1
+        pieces.append(lines[:, left:left + net.size][:, ::step])
+    scale, offset = np.float32(1 / 58), np.float32([-124 / 58, -117 / 58, -104 / 58])      # as they are uploaded
+    x = torch.tensor((np.array(pieces, np.float64) * np.float64(scale) + np.float64(offset)).transpose(0, 3, 1, 2).copy())
     for name, layer in net.layers.items():
         weight, bias = parameters.get(f"{name}.weight"), parameters.get(f"{name}.bias")
         if isinstance(layer, Conv):
@@ -111,11 +117,11 @@ CASES = {"mini": mini, "half": lambda: build("half", CLASSES, 64), "owt": lambda
          "paper": lambda: small("paper", 67, 2), "paper as published": lambda: build("paper", CLASSES, 67)}
 
 
-def torch_gradients(torch, net, truth, images, labels, crops):
+def torch_gradients(torch, net, truth, images, labels, views):
     """loss, {name: gradient}; leaves the gradients in `truth`, torch's parameters."""
     for value in truth.values():
         value.grad = None
-    loss = torch.nn.functional.cross_entropy(torch_logits(torch, net, truth, images, crops), torch.tensor(labels, dtype=torch.long))
+    loss = torch.nn.functional.cross_entropy(torch_logits(torch, net, truth, images, views), torch.tensor(labels, dtype=torch.long))
     loss.backward()
     return loss.item(), {k: from_torch(v.grad) for k, v in truth.items()}
 
@@ -136,11 +142,11 @@ def test_logits_gradients_and_three_steps_equal_pytorchs(device, name, init):
     first = net.initial(init, 0)
     truth = {k: torch_tensor(torch, k, v) for k, v in first.items()}
 
-    images, labels, crops = drawn(net, n)
-    logits = torch_logits(torch, net, truth, images, crops)
+    images, labels, views = drawn(net, n)
+    logits = torch_logits(torch, net, truth, images, views)
     losses = torch.nn.functional.cross_entropy(logits, torch.tensor(labels, dtype=torch.long), reduction="none")
     for own, tolerance in ((double, 1e-10), (single, 2e-5)):
-        own.evaluate(images, labels, crops)
+        own.evaluate(images, labels, views)
         got = own.device.to_numpy(own.arrays[f"activation {list(net.layers)[-1]}"])
         compare("logits", name, got, logits.detach().numpy(), tolerance=tolerance)
         compare("loss", name, own.results(n)[0], losses.detach().numpy(), tolerance=tolerance)
@@ -381,7 +387,7 @@ def test_published_initial_values():
     he = net.initial("he", 1)
     assert he["conv3.weight"].std() == pytest.approx(np.sqrt(2 / net.layers["conv3"].fan_in(net.inputs["conv3"])), rel=0.05)
     assert not any(v.any() for k, v in he.items() if k.endswith("bias")) and (he["fc6.weight"] != net.initial("he", 2)["fc6.weight"]).all()
-    with pytest.raises(UserError, match="unknown init 'xavier': choose he or published"):
+    with pytest.raises(UserError, match="--init xavier is not for paper: choose he or published"):
         net.initial("xavier", 0)
 
 
@@ -397,21 +403,19 @@ def test_an_input_too_small_names_the_layer(name, size, layer):
 def test_wrong_batches_name_the_argument(cpu):
     net = mini()
     own = network(net, cpu, 4)
-    images, labels, crops = drawn(net, 4)
+    images, labels, views = drawn(net, 4)
     for batch, text in [
-            ((images[:0], labels[:0], crops[:0]), "images: expected 1 to 4, got 0"), (drawn(net, 5), "images: expected 1 to 4, got 5"),
-            ((images, labels + 7, crops), "label: .* is not a class index from 0 to 6"), ((images, labels, crops + 4), "crops: .* from 0 to 3"),
-            ((images, labels[:1], crops), r"labels: expected shape \(4,\), got \(1,\)"),
-            ((images[..., :1], labels, crops), r"images: expected shape \(4, 26, 26, 3\), got \(4, 26, 26, 1\)"),
-            ((images, labels, crops[:1]), r"crops: expected shape \(4, 3\), got \(1, 3\)"),
-            ((images / np.float32(255), labels, crops), "images: expected uint8, got float32"),
-            ((images, labels + 0.5, crops), "label")]:
+            ((images[:0], labels[:0], views[:0]), "images: expected 1 to 4, got 0"), (drawn(net, 5), "images: expected 1 to 4, got 5"),
+            ((images, labels + 7, views), "label: .* is not a class index from 0 to 6"), ((images, labels, views * np.nan), "views: an affine map has a number that is not finite"),
+            ((images, labels[:1], views), r"labels: expected shape \(4,\), got \(1,\)"),
+            ((images[..., :1], labels, views), r"images: expected shape \(4, 26, 26, 3\), got \(4, 26, 26, 1\)"),
+            ((images, labels, views[:1]), r"views: expected shape \(4, 18\), got \(1, 18\)"),
+            ((images / np.float32(255), labels, views), "images: expected uint8, got float32"),
+            ((images, labels + 0.5, views), "label")]:
         with pytest.raises((ValueError, TypeError), match=text):
             own.train_step(*batch, 0, 0.1)
     with pytest.raises(UserError, match="--batch 0: a batch has at least one image"):
         network(net, cpu, 0)
-    with pytest.raises(ValueError, match="side: pictures of 20 pixels cannot be cropped to 23"):
-        Network(net, cpu, 4, side=20)
     values = net.initial("he", 0)
     with pytest.raises(UserError, match=r"conv1.weight: expected shape \(5, 5, 3, 12\), got \(5, 5, 3, 11\)"):
         own.load_parameters({**values, "conv1.weight": values["conv1.weight"][..., :11]})

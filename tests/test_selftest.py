@@ -66,8 +66,8 @@ def other_sign(rows, w, v, g, *more):
     sgd_reference(rows, w, v, -g, *more)
 
 
-def lost(rows, x, label, loss, dx, classes, scale):
-    cross_entropy(rows, x, label, loss, dx, classes, scale)
+def lost(rows, x, label, loss, *more):
+    cross_entropy(rows, x, label, loss, *more)
     loss[...] = np.nan
 
 

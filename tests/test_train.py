@@ -51,13 +51,20 @@ def test_what_a_run_leaves(finished):
     assert [m["epoch"] for m in metrics] == [1, 2]
     assert [m["step"] for m in metrics] == [5, 10]
     for m in metrics:
-        assert set(m) == {"epoch", "step", "train_loss", "train_top1", "val_loss", "val_top1", "val_top5", "images_per_s"}
+        assert set(m) == {"epoch", "step", "train_loss", "train_top1", "val_loss", "val_top1", "val_top5", "images_per_s", "lr", "layers", "seconds", "slowest"}
         assert 0 <= m["val_top1"] <= m["val_top5"] <= 1 and m["images_per_s"] > 0
+        assert set(m["layers"]) == {"conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8"} and set(m["seconds"]) == {"data", "forward", "backward", "update"}
+        for layer in m["layers"].values():
+            assert layer["mean"] > 0 and layer["std"] > 0 and 0 <= layer["dead"] <= layer["zero"] < 1 and 1e-7 < layer["ratio"] < 1
+        assert m["seconds"]["backward"] > m["seconds"]["forward"] > m["seconds"]["update"] > 0 and len(m["slowest"]) == 8
+    assert [m["lr"] for m in metrics] == pytest.approx([0.002 * 5 / 6, 0], abs=2e-4)      # the end of warm-up, and of the cosine
     config = json.loads((finished / "config.json").read_text())
     assert config["classes"] == ["blue", "green", "red"] and config["size"] == 72 and config["data"]["train"]["images"] == 37
     with Image.open(finished / "curve.png") as curve:
         assert curve.size[0] > 600 and len(set(curve.convert("L").tobytes())) > 50
-    assert sorted(p.name for p in finished.iterdir()) == ["best.safetensors", "config.json", "curve.png", "last.safetensors", "metrics.jsonl"]
+    assert sorted(p.name for p in finished.iterdir()) == [
+        ".lock", "augmented.png", "best.safetensors", "config.json", "confusion.png", "curve.png", "filters.png", "last.safetensors", "layers.png",
+        "metrics.jsonl", "predictions.png", "report.html", "time.png"]
 
 
 def test_first_lines_say_where_and_on_what(pictures, tmp_path, capsys):
@@ -86,7 +93,7 @@ def test_resuming_in_the_middle_of_an_epoch_changes_no_bit(pictures, finished, t
     assert train.main(["--resume", str(out)]) == 0
     ours, theirs = load(out / "last.safetensors"), load(finished / "last.safetensors")
     assert same_bits(ours[0], theirs[0]) and same_bits(ours[1], theirs[1])
-    speedless = [[{k: v for k, v in json.loads(line).items() if k != "images_per_s"} for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    speedless = [[{k: v for k, v in json.loads(line).items() if k not in ("images_per_s", "seconds", "slowest")} for line in (folder / "metrics.jsonl").read_text().splitlines()]
                  for folder in (out, finished)]
     assert speedless[0] == speedless[1]
 

@@ -1,132 +1,227 @@
-"""Folders of images: one folder for each class, in a listing that is the same on every machine."""
+"""Sets of images as they lie on a disk: class folders, lists, ImageNet as it is handed out, or images without labels.
+
+A set is two splits, which find_splits() knows by their names (SPLITS); open_split() tells what each of them is.
+"""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..errors import UserError, shown
+from .listing import (EXTENSIONS, Paths, entries, images_in, is_image, is_number, named_as_image, names_of_numbers, read_list,
+                      read_paths, read_truth)
 
-EXTENSIONS = frozenset("jpg jpeg jpe jfif png bmp gif webp tif tiff ppm pgm pbm pnm".split())
-# A set is looked for as DIR/train + DIR/val, or as DIR/training + DIR/validation.
-SPLITS = ("train", "val"), ("training", "validation")
+# The two splits of a set: folders, packed folders, or lists.
+SPLITS = ("train", "val"), ("training", "validation"), ("ILSVRC2012_img_train", "ILSVRC2012_img_val"), ("train.txt", "val.txt")
+# Where they lie in a set's folder; the others are how Kaggle hands out ImageNet.
+INSIDE = "", "ILSVRC/Data/CLS-LOC", "Data/CLS-LOC"
 
 
 @dataclass(eq=False)
 class ImageFolder:
-    root: str
-    classes: list  # names, sorted; a label is an index into them
-    paths: list
-    labels: np.ndarray  # int32, one for each path
+    root: str  # what the paths are relative to
+    classes: list  # names; a label is an index into them
+    paths: Sequence  # of str, in an order that is the same on every machine
+    labels: np.ndarray  # int32, one for each path; -1 where there are no classes
 
     def __len__(self):
         return len(self.paths)
 
+    def picture(self, place, size, fit="crop"):
+        """uint8 (size, size, 3): the centre square ("crop") or the whole picture ("squash"). Raises UnreadableImage."""
+        from .image import square, squash
+        return {"crop": square, "squash": squash}[fit](self.paths[place], size)
+
+    def fingerprint(self):
+        """What tells two listings apart: the sha256 is that of the paths relative to root, joined by newlines."""
+        paths = self.paths
+        if not isinstance(paths, Paths):
+            paths = Paths.of(self.root, (os.path.relpath(path, self.root) for path in paths))
+        return {"images": len(paths), "sha256": paths.sha256()}
+
     def describe(self):
-        return f"{len(self.paths)} images in {len(self.classes)} classes"
+        return f"{len(self.paths)} images" + f" in {len(self.classes)} classes" * bool(self.classes)
 
     __str__ = describe
 
 
+def find_splits(data=None, train=None, val=None):
+    """(train, val) as data sources, from one folder that holds both or from the two named apart."""
+    if data is not None and (train is not None or val is not None):
+        raise UserError("give one data folder, or a training and a validation folder, but not both ways at once")
+    if data is None and (train is None or val is None):
+        raise UserError("give a data folder that holds both splits, or both a training and a validation folder")
+    train, val = (os.fspath(train), os.fspath(val)) if data is None else _splits_of(os.fspath(data))
+    # Looked at first: listing a large set only to refuse it would take a while.
+    if os.path.isdir(train) and os.path.isdir(val) and (found := _class_folders(train)) and (others := _class_folders(val)):
+        _same_classes(val, others, found)
+    training = open_split(train)
+    if len(training.classes) < 2:
+        raise UserError(f"{shown(train)} has only one class, {_names(training.classes)}: telling classes apart needs two or more")
+    return training, open_split(val, training.classes)
+
+
+def open_validation(data, classes):
+    """The validation part of a set that holds one, else `data` itself as a split."""
+    there = [val for _, val in _pairs(os.fspath(data)) if os.path.exists(val)]
+    return open_split(_unwrapped(there[0]) if there else data, classes)
+
+
+def open_split(path, classes=None):
+    """A packed set, a list, or a folder of images. With `classes`, those of the training set, its labels are indices into them."""
+    from . import pack
+    path = os.fspath(path)
+    if pack.is_pack(path):
+        return pack.open_pack(path, classes)
+    return open_list(path, classes) if os.path.isfile(path) else open_folder(path, classes)
+
+
 def open_folder(dir, classes=None):
-    """The images under dir/<class>/, nested folders included. With classes, those of the training set, dir must
-    have the same ones."""
+    """The images under dir/<class>/, nested folders included. With classes, dir must have the same ones.
+
+    Without class folders dir may hold images whose classes a file beside it tells: a list of its name, or ImageNet's
+    ground truth.
+    """
     root = os.fspath(dir)
     found = _class_folders(root)
     if not found:
-        loose = any(_is_image(entry) for entry in _entries(root))
-        raise UserError(f"{shown(root)} has no class folders: "
-                        + ("its images must lie in one folder for each class" if loose
-                           else "it must hold one folder of images for each class"))
+        return _open_flat(root, classes)
     if classes is not None:
         _same_classes(root, found, classes)
-    images = {name: sorted(_images(os.path.join(root, name))) for name in found}
-    empty = [name for name in found if not images[name]]
+    paths, counts = images_in(root, found)
+    empty = [name for name, count in zip(found, counts) if not count]
     if len(empty) == len(found):
-        raise UserError(f"there are no images in the class folders of {shown(root)}: looked for "
-                        + " ".join(sorted("." + extension for extension in EXTENSIONS)))
+        raise UserError(f"there are no images in the class folders of {shown(root)}: looked for {_extensions()}")
     if empty:
         one = len(empty) == 1
         raise UserError(f"{'class folder' if one else 'class folders'} {_names(empty)} of {shown(root)} "
                         f"{'holds' if one else 'hold'} no images: fill or remove {'it' if one else 'them'}")
     order = found if classes is None else list(classes)
-    labels = np.repeat(np.arange(len(order), dtype=np.int32), [len(images[name]) for name in order])
-    return ImageFolder(root, order, [path for name in order for path in images[name]], labels)
+    if order != found:  # a checkpoint's order is kept
+        last = dict(zip(found, np.cumsum(counts).tolist()))
+        count = dict(zip(found, counts))
+        paths, counts = paths.stretches([(last[name] - count[name], last[name]) for name in order]), [count[name] for name in order]
+    return ImageFolder(root, order, paths, np.repeat(np.arange(len(order), dtype=np.int32), counts))
 
 
-def find_splits(data=None, train=None, val=None):
-    """(train, val) as ImageFolders, from one folder that holds both or from the two named apart."""
-    if data is not None and (train is not None or val is not None):
-        raise UserError("give one data folder, or a training and a validation folder, but not both ways at once")
-    if data is None and (train is None or val is None):
-        raise UserError("give a data folder that holds both splits, or both a training and a validation folder")
-    if data is not None:
-        train, val = _splits_of(os.fspath(data))
-    training = open_folder(train)
-    if len(training.classes) < 2:
-        raise UserError(f"{shown(training.root)} has only one class folder, {_names(training.classes)}: "
-                        "telling classes apart needs two or more")
-    return training, open_folder(val, training.classes)
+def _open_flat(root, classes):
+    """Images that lie in root itself."""
+    names = sorted(entry.name for entry in entries(root) if is_image(entry))
+    if not names:
+        archives = [entry.name for entry in entries(root) if entry.name.endswith(".tar")]
+        raise UserError(f"{shown(root)} has no class folders: " + (
+            f"unpack {_names(archives, 2)} into a folder of that name each" if archives
+            else "it must hold one folder of images for each class"))
+    above, own = os.path.split(os.path.abspath(root))
+    lists = [os.path.join(folder, name + ".txt") for folder in (above, root) for name in (own, own.removeprefix("ILSVRC2012_img_"))]
+    for path in filter(os.path.isfile, lists):
+        return open_list(path, classes, root)
+    truth = read_truth(root, names)
+    if truth is None:
+        raise UserError(f"{shown(root)} has no class folders: its images must lie in one folder for each class, or {shown(lists[1])}, "
+                        "ILSVRC2012_validation_ground_truth.txt or LOC_val_solution.csv beside it must tell their classes")
+    there = sorted(set(truth))
+    if classes is not None:
+        _same_classes(root, there, classes, all=False)
+    label = {name: i for i, name in enumerate(there if classes is None else classes)}
+    return ImageFolder(root, list(label), Paths.of(root, names), np.array([label[name] for name in truth], np.int32))
+
+
+def open_list(path, classes=None, root=None):
+    """The images of a text file with a path and a label in each line, in its order. Paths are relative to root, or to the file's folder.
+
+    Labels are names, or numbers that classes.txt, synsets.txt or synset_words.txt beside the list gives names to (the first line
+    to 0). Without these a number is a name itself, unless the training set has other names: then it counts these, as Caffe does.
+    """
+    path = os.fspath(path)
+    paths, codes, words = read_list(path, root)
+    numbers = all(map(is_number, words))
+    known = None if classes is None else set(classes)
+    called, source = names_of_numbers(os.path.dirname(path)) if numbers else (None, None)
+    if numbers and not called and known and known.isdisjoint(words):
+        called, source = classes, "the training set"
+    names = {}  # of the classes, by the words in the list
+    for word, (_, line) in words.items():
+        if called and int(word) >= len(called):
+            raise UserError(f"{shown(path)}, line {line}: label {word} is beyond the classes of {shown(source)}, 0 to {len(called) - 1}")
+        names[word] = called[int(word)] if called else word
+        if known is not None and names[word] not in known:
+            raise UserError(f"{shown(path)}, line {line}: the training set has no class {shown(names[word])}")
+    if classes is None:
+        classes = dict.fromkeys(names[word] for word in sorted(words, key=int if numbers else None))
+    label = {name: i for i, name in enumerate(classes)}
+    return ImageFolder(paths.root, list(label), paths, np.array([label[names[word]] for word in words], np.int32)[codes])
+
+
+def open_unlabelled(path):
+    """Images without labels: one file, those of a list, or those in a folder and below it, sorted."""
+    path = os.fspath(path)
+    if os.path.isdir(path):
+        root, paths = path, images_in(path, [""])[0]
+        if not len(paths):
+            raise UserError(f"there are no images in {shown(path)}: looked for {_extensions()}")
+    elif named_as_image(path) or not _is_text(path):
+        root = os.path.dirname(path)
+        paths = Paths.of(root, [os.path.basename(path)])
+    else:
+        paths = read_paths(path)
+        root = paths.root
+    return ImageFolder(root or ".", [], paths, np.full(len(paths), -1, np.int32))
+
+
+def _is_text(path):
+    try:
+        with open(path, "rb") as file:
+            return b"\0" not in file.read(4096)
+    except OSError as error:
+        raise UserError(f"{shown(path)} cannot be read: {error.strerror}") from error
+
+
+def _pairs(data):
+    for inside in INSIDE:
+        for pair in SPLITS:
+            yield [os.path.join(data, inside, name) for name in pair]
 
 
 def _splits_of(data):
-    there = _class_folders(data)
-    for pair in SPLITS:
-        if all(name in there for name in pair):
-            return [_unwrapped(os.path.join(data, name)) for name in pair]
-    pairs = " or ".join(f"{train}/ and {val}/" for train, val in SPLITS)
-    raise UserError(f"{shown(data)} does not hold the two splits: looked for {pairs} in it")
+    there = {entry.name for entry in entries(data)}
+    for pair in _pairs(data):
+        if all(map(os.path.exists, pair)):
+            return [_unwrapped(split) for split in pair]
+    archives = [f"{name}.tar" for pair in SPLITS for name in pair if f"{name}.tar" in there]
+    half = [pair for pair in SPLITS if there & set(pair)]
+    if archives:
+        found = f"but {_names(archives)}: unpack each into a folder of that name"
+    elif half:
+        found = "only " + " without ".join(sorted(half[0], key=lambda name: name not in there))
+    else:
+        found = "looked for " + " or ".join(map(" and ".join, SPLITS))
+    raise UserError(f"{shown(data)} does not hold the two splits, {found}")
 
 
 def _unwrapped(split):
     """Archives often unpack to training/training/<class>: the inner one, where it is all that the outer one holds."""
     name = os.path.basename(split)
-    return os.path.join(split, name) if _class_folders(split) == [name] else split
+    return os.path.join(split, name) if os.path.isdir(split) and _class_folders(split) == [name] else split
 
 
 def _class_folders(root):
-    return sorted(entry.name for entry in _entries(root) if entry.is_dir() and entry.name != "__MACOSX")
+    return sorted(entry.name for entry in entries(root) if entry.is_dir() and entry.name != "__MACOSX")
 
 
-def _images(folder, above=()):
-    """Paths of the images in a folder and in those below it; `above` stops at a link that leads back up."""
-    here = os.path.realpath(folder)
-    if here in above:
-        return
-    for entry in _entries(folder):
-        if entry.is_dir():
-            yield from _images(entry.path, (*above, here))
-        elif _is_image(entry):
-            yield entry.path
-
-
-def _is_image(entry):
-    stem, dot, extension = entry.name.rpartition(".")
-    if not stem or extension.lower() not in EXTENSIONS:
-        return False
-    # A link that leads nowhere is kept: decoding will name it, where dropping it here would lose it in silence.
-    return entry.is_file() or entry.is_symlink() and not os.path.exists(entry.path)
-
-
-def _entries(folder):
-    """What a folder holds, without hidden files and the ._ companions of macOS."""
-    try:
-        with os.scandir(folder) as entries:
-            return [entry for entry in entries if not entry.name.startswith(".")]
-    except FileNotFoundError:
-        raise UserError(f"there is no folder {shown(folder)}") from None
-    except NotADirectoryError:
-        raise UserError(f"{shown(folder)} is not a folder") from None
-    except OSError as error:
-        raise UserError(f"the folder {shown(folder)} cannot be read: {error.strerror}") from error
-
-
-def _same_classes(root, found, classes):
-    missing = [name for name in classes if name not in found]
-    extra = [name for name in found if name not in classes]
+def _same_classes(root, found, classes, all=True):
+    there, wanted = set(found), set(classes)
+    missing = [name for name in classes if all and name not in there]
+    extra = [name for name in found if name not in wanted]
     faults = [f"lacks {_names(missing)}"] * bool(missing) + [f"has {_names(extra)} besides"] * bool(extra)
     if faults:
         raise UserError(f"{shown(root)} must have the training set's classes, but it {' and '.join(faults)}")
+
+
+def _extensions():
+    return " ".join(sorted("." + extension for extension in EXTENSIONS))
 
 
 def _names(names, most=5):

@@ -1,7 +1,8 @@
 """The one place that decodes: a picture file becomes 8-bit RGB, or an UnreadableImage that names it.
 
-decode() gives the whole picture. square() gives the centre square at one size, which is what train, evaluate and
-predict share. Both may be called from several threads. Colour profiles are ignored, as is usual in the field.
+decode() gives the whole picture. square() gives the centre square at one size and squash() all of it at one size: what
+train, evaluate and predict share. All may be called from several threads. Colour profiles are ignored, as is usual in
+the field.
 """
 
 import logging
@@ -62,9 +63,7 @@ def decode(path):
 def square(path, size):
     """The picture's centre square, upright, at size x size: uint8 (size, size, 3)."""
     with _opened(path) as image:
-        width, height = image.size
-        if max(width, height) > MAX_RATIO * min(width, height):
-            raise UnreadableImage(path, f"its sides, {width} x {height} pixels, are more than {MAX_RATIO} to 1")
+        _refuse_strip(path, image)
         # JPEG can decode at 1/2, 1/4 or 1/8 for a fraction of the time; the result is never smaller than asked.
         image.draft(None, (size, size))
         image.load()
@@ -74,6 +73,26 @@ def square(path, size):
         picture = _rgb(_eight_bit(image).crop((left, top, left + side, top + side)))
         picture = picture.resize((size, size), Image.Resampling.BILINEAR)  # antialiased when it shrinks
         return np.array(_upright(picture, _orientation(image)))
+
+
+def squash(path, size):
+    """The whole picture, upright, at size x size by nearest neighbour: uint8 (size, size, 3).
+
+    Pixel for pixel what Keras' load_img(path, target_size=(size, size), interpolation="nearest") gives for an 8-bit
+    picture that is stored upright and has no transparency.
+    """
+    with _opened(path) as image:
+        _refuse_strip(path, image)
+        # No draft and nothing cropped: which pixels are taken depends on the full width and height, after turning.
+        image.load()
+        picture = _upright(_rgb(_eight_bit(image)), _orientation(image))
+        return np.array(picture.resize((size, size), Image.Resampling.NEAREST))
+
+
+def _refuse_strip(path, image):
+    width, height = image.size
+    if max(width, height) > MAX_RATIO * min(width, height):
+        raise UnreadableImage(path, f"its sides, {width} x {height} pixels, are more than {MAX_RATIO} to 1")
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Batches of pictures, decoded ahead by threads (Pillow decodes without the GIL), so that a step need not wait.
+"""Batches of pictures, decoded or copied ahead by threads (neither needs the GIL), so that a step need not wait.
 
 What a batch holds depends on the listing, the seed and the epoch alone, never on the number of threads, on what is
 cached, or on where an epoch was entered.
@@ -14,13 +14,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..errors import UserError
-from ..philox import below, philox
-from .image import UnreadableImage, square
+from .augment import ORDER, draw
+from .image import UnreadableImage
+from .pack import Packed
 
-# Dropout draws with the same key, the seed, and has the number of its layer in this word of the counter.
-# Layers count from 0, so what the data draws is numbered from the other end.
-ORDER, CROP = 0xFFFFFFFF, 0xFFFFFFFE
 LEAST_AHEAD = 3  # batches filled before they are asked for: one ready, one being filled, one to even things out
+PACKED_RUN = 16  # packed pictures copied at a time: a copy takes so little that claiming each would cost as much
 
 
 @dataclass(eq=False)
@@ -34,40 +33,45 @@ class Batch:
 
 
 class Loader:
-    """Batches of a folder's pictures at size x size.
+    """Batches of a data source's pictures at size x size: their centre squares, or with fit="squash" the whole of each.
 
-    A file that cannot be read is left out of its batch, which may thus be empty, told once through `warn`, and kept
-    with its reason in `unreadable`. `wait_seconds` is the time that was spent waiting for data.
+    Pictures of a folder are kept once decoded if all fit into `cache_mb`; packed ones are copied from their memory map,
+    which is cache enough. A file that cannot be read is left out of its batch, which may thus be empty, told once through
+    `warn`, and kept with its reason in `unreadable`. drop_last leaves out what does not fill a batch. `wait_seconds` is the time that was
+    spent waiting for data.
     """
 
-    def __init__(self, folder, size, batch, *, seed=0, shuffle=True, workers=2, cache_mb=1024, warn=None):
+    def __init__(self, folder, size, batch, *, fit="crop", seed=0, shuffle=True, drop_last=False, workers=2, cache_mb=1024, warn=None):
         for name, value in ("size", size), ("batch", batch), ("workers", workers):
             if value < 1:
                 raise UserError(f"{name} must be at least 1, not {value}")
         if not 0 <= seed < 1 << 64:
             raise UserError(f"seed must be from 0 to 2**64 - 1, not {seed}")
-        self.folder, self.size, self.batch = folder, size, batch
-        self.seed, self.shuffle, self.workers = seed, shuffle, workers
+        self.folder, self.size, self.batch, self.fit = folder, size, batch, fit
+        self.seed, self.shuffle, self.drop_last, self.workers = seed, shuffle, drop_last, workers
         self.warn = warn or _to_stderr
         self.unreadable = {}  # path -> reason
         self.wait_seconds = 0.0
-        count = len(folder.paths)
+        self._packed = isinstance(folder, Packed)
+        if self._packed:
+            folder.require(size, fit)
+        count = len(folder)
         self._refused = {}  # place in the listing -> UnreadableImage
         # All or nothing: under reshuffling, half a cache would save at most half of the decoding.
-        fits = count * size * size * 3 <= cache_mb * 2**20
+        fits = not self._packed and count * size * size * 3 <= cache_mb * 2**20
         self._cache = np.empty((count, size, size, 3), np.uint8) if fits else None
         self._cached = np.zeros(count, bool)
 
     def __len__(self):
-        return -(-len(self.folder.paths) // self.batch)
+        return len(self.folder) // self.batch if self.drop_last else -(-len(self.folder) // self.batch)
 
     def order(self, epoch):
         """The places in the listing in the order in which this epoch visits them, int64."""
-        places = np.arange(len(self.folder.paths))
+        places = np.arange(len(self.folder))
         if not self.shuffle:
             return places
         # Sorting by drawn words, since numpy does not promise that its own permutation stays the same.
-        words = _draw(self.seed, epoch, places, ORDER).astype(np.uint64)
+        words = draw(self.seed, epoch, places, ORDER).astype(np.uint64)
         return np.argsort(words[:, 0] << np.uint64(32) | words[:, 1], kind="stable")
 
     def epoch(self, epoch, start=0):
@@ -78,7 +82,7 @@ class Loader:
         return self._batches([order[b * self.batch:(b + 1) * self.batch] for b in range(start, len(self))])
 
     def _batches(self, indices):
-        ahead = _Ahead(indices, self.size, self._fetch, self.workers)
+        ahead = _Ahead(indices, self.size, self._fetch, self.workers, PACKED_RUN if self._packed else 1)
         # An iterator may be alive and unfinished when the program ends; a thread cut off inside Pillow may crash it.
         atexit.register(ahead.stop)
         try:
@@ -91,15 +95,23 @@ class Loader:
             ahead.stop()
             atexit.unregister(ahead.stop)
 
-    def _fetch(self, place, out):
-        """Puts one picture into its row of a batch. Returns the error, if there is one; called by the workers."""
+    def _fetch(self, index, out):
+        """Puts the pictures in these places into their rows of a batch. Returns {row: error}; called by the workers."""
+        if self._packed:
+            self.folder.copy(index, out)
+            return {}
+        errors = {row: self._decode(int(place), out[row]) for row, place in enumerate(index)}
+        return {row: error for row, error in errors.items() if error}
+
+    def _decode(self, place, out):
+        """Puts one picture into its row of a batch. Returns the error, if there is one."""
         if place in self._refused:
             return self._refused[place]
         if self._cached[place]:
             out[...] = self._cache[place]
             return None
         try:
-            out[...] = square(self.folder.paths[place], self.size)
+            out[...] = self.folder.picture(place, self.size, self.fit)
         except UnreadableImage as error:
             return error
         if self._cache is not None:
@@ -116,8 +128,8 @@ class Loader:
                 self._refused[place] = error
                 self.unreadable[error.path] = error.reason
                 self.warn(f"skipped {error}")
-        if len(self._refused) == len(self.folder.paths):
-            raise UserError(f"none of the {len(self.folder.paths)} images can be read, the last because of {error}")
+        if len(self._refused) == len(self.folder):
+            raise UserError(f"none of the {len(self.folder)} images can be read, the last because of {error}")
         if filled.errors:
             good = np.setdiff1d(np.arange(len(index)), list(filled.errors))
             images, index = images[good], index[good]
@@ -125,7 +137,7 @@ class Loader:
 
 
 class _Filling:
-    """A batch that workers are filling, each row by one of them."""
+    """A batch that workers are filling, each row or run of rows by one of them."""
 
     def __init__(self, index, size):
         self.index, self.images = index, np.empty((len(index), size, size, 3), np.uint8)
@@ -137,9 +149,9 @@ class _Filling:
 class _Ahead:
     """Threads that fill batches in order, and rest when enough of them wait to be taken."""
 
-    def __init__(self, indices, size, fetch, workers):
+    def __init__(self, indices, size, fetch, workers, run):
         self.to_come, self.filling = deque(indices), deque()
-        self.size, self.fetch = size, fetch
+        self.size, self.fetch, self.run = size, fetch, run
         self.most = max(LEAST_AHEAD, 1 + 2 * workers // max(1, len(indices[0]) if indices else 1))
         self.changed = threading.Condition()
         self.stopped, self.error = False, None
@@ -167,12 +179,11 @@ class _Ahead:
     def _work(self):
         try:
             while claim := self._claim():
-                batch, row = claim
-                error = self.fetch(int(batch.index[row]), batch.images[row])
+                batch, rows = claim
+                errors = self.fetch(batch.index[rows], batch.images[rows])
                 with self.changed:
-                    if error:
-                        batch.errors[row] = error
-                    batch.left -= 1
+                    batch.errors |= {rows.start + row: error for row, error in errors.items()}
+                    batch.left -= rows.stop - rows.start
                     if not batch.left:
                         self.changed.notify_all()
         except BaseException as error:  # raised again by take(), in the consumer's thread
@@ -181,13 +192,13 @@ class _Ahead:
                 self.changed.notify_all()
 
     def _claim(self):
-        """A row to fill, as (batch, row), or None when there is nothing left to do."""
+        """`run` rows to fill, as (batch, slice), or None when there is nothing left to do."""
         with self.changed:
             while not self.stopped:
                 if self.filling and self.filling[-1].begun < len(self.filling[-1].index):
                     batch = self.filling[-1]
-                    batch.begun += 1
-                    return batch, batch.begun - 1
+                    first, batch.begun = batch.begun, min(batch.begun + self.run, len(batch.index))
+                    return batch, slice(first, batch.begun)
                 if not self.to_come:
                     return None
                 if len(self.filling) < self.most:
@@ -195,23 +206,6 @@ class _Ahead:
                 else:
                     self.changed.wait()
             return None
-
-
-def crops(seed, epoch, index, margin):
-    """A random crop for each picture: int32 (n, 3) of (top, left, flip), with top and left in 0 .. margin."""
-    words = _draw(seed, epoch, index, CROP)
-    flip = words[:, 2] < 1 << 31  # word < p * 2**32
-    return np.stack([below(words[:, 0], margin + 1), below(words[:, 1], margin + 1), flip], axis=1).astype(np.int32)
-
-
-def centre(n, margin):
-    """The centre crop, unflipped, for n pictures, in the form of crops()."""
-    return np.tile(np.array([margin // 2, margin // 2, 0], np.int32), (n, 1))
-
-
-def _draw(seed, epoch, index, purpose):
-    index = np.asarray(index, np.int64)
-    return philox(seed, index & 0xFFFFFFFF, index >> 32, purpose, epoch)
 
 
 def _to_stderr(sentence):

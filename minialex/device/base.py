@@ -1,6 +1,7 @@
 """What every device promises: arrays, launches, matrix products, and recordings of them."""
 
 import contextlib
+import time
 
 import numpy as np
 
@@ -33,13 +34,14 @@ class Device:
             call()
         else:
             self.recording.calls.append(call)
+            self.recording.places.append(self.place)
 
     @contextlib.contextmanager
     def record(self):
         """Collects the launches of the block in a Tape instead of running them."""
         if self.recording is not None:
             raise RuntimeError("a recording is already under way on this device")
-        self.recording = tape = Tape()
+        self.recording = tape = Tape(self)
         try:
             yield tape
         finally:
@@ -66,12 +68,23 @@ class Device:
 class Tape:
     """Launches in order, to be played again and again."""
 
-    def __init__(self):
-        self.calls = []
+    def __init__(self, device):
+        self.device, self.calls, self.places = device, [], []
 
     def play(self):
         for call in self.calls:
             call()
+
+    def play_timed(self):
+        """Plays, waiting for each launch. -> {place: seconds}"""
+        self.device.synchronize()
+        took = {}
+        for place, call in zip(self.places, self.calls):
+            began = time.perf_counter()
+            call()
+            self.device.synchronize()
+            took[place] = took.get(place, 0.0) + time.perf_counter() - began
+        return took
 
 
 def check_product(a, b, c, transpose_a, transpose_b):

@@ -1,4 +1,4 @@
-"""Softmax cross-entropy: loss = log(sum of exp(x)) - x[label], its gradient (softmax(x) - onehot(label)) in the same pass."""
+"""Softmax cross-entropy: loss = log(sum of exp(x)) - t . x for a target t, its gradient softmax(x) - t in the same pass."""
 
 import numpy as np
 
@@ -7,14 +7,16 @@ from .layer import as_array, device_of, put
 
 
 @kernel("softmax.cu")
-def cross_entropy_rows(rows, x, label, loss, dx, classes, scale):
-    """loss (N,) and dx (N, classes) = gradient of the loss, times scale"""
+def cross_entropy_rows(rows, x, label, loss, dx, classes, scale, smoothing):
+    """loss (N,) and dx (N, classes) = gradient of the loss, times scale; target (1 - smoothing) onehot(label) + smoothing / classes"""
     top = x.max(axis=1, keepdims=True)
     e = np.exp(x - top)
     total = e.sum(axis=1, keepdims=True)
-    loss[...] = (np.log(total) + top)[:, 0] - x[np.arange(rows), label]
-    dx[...] = e / total * scale
-    dx[np.arange(rows), label] -= scale
+    loss[...] = np.log(total)[:, 0] + (1 - smoothing) * (top[:, 0] - x[np.arange(rows), label])
+    if smoothing:
+        loss += smoothing * (top - x).mean(axis=1)
+    dx[...] = (e / total - smoothing / classes) * scale
+    dx[np.arange(rows), label] -= (1 - smoothing) * scale
 
 
 @kernel("softmax.cu")
@@ -47,17 +49,22 @@ def check_labels(label, classes):
         raise ValueError(f"label: {wrong} is not a class index from 0 to {classes - 1}")
 
 
-def softmax_cross_entropy(x, label, *, device="cpu"):
-    """Logits x (N, classes), label (N,) int -> (loss (N,), dx (N, classes)): each row's loss and its gradient."""
+def softmax_cross_entropy(x, label, *, smoothing=0.0, device="cpu"):
+    """Logits x (N, classes), label (N,) int -> (loss (N,), dx (N, classes)): each row's loss and its gradient.
+
+    smoothing, 0 up to below 1: the part of the target that all classes share alike.
+    """
     device = device_of(device)
     as_array("x", x, ("N", "classes")), as_array("label", label, ("N",), "integers")
     if len(label) != len(x):
         raise ValueError(f"label: expected shape ({len(x)},), got {tuple(label.shape)}")
+    if not 0 <= smoothing < 1:
+        raise ValueError(f"smoothing: expected 0 up to below 1, got {smoothing}")
     check_labels(label if isinstance(label, np.ndarray) else device.to_numpy(label), x.shape[1])
     x, label = put(device, x), put(device, label.astype(np.int32))
     loss, dx = device.empty((len(x),)), device.empty(x.shape)
     if len(x):
-        device.launch(cross_entropy_rows, len(x), x, label, loss, dx, x.shape[1], 1.0)
+        device.launch(cross_entropy_rows, len(x), x, label, loss, dx, x.shape[1], 1.0, float(smoothing))
     return loss, dx
 
 

@@ -1,17 +1,17 @@
 """Listings: what counts as an image of the set, in which order, and the sentences for what is amiss."""
 
+import hashlib
 import json
 import os
-from pathlib import Path
+import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from minialex.data.folder import find_splits, open_folder
+from minialex.data.folder import ImageFolder, find_splits, open_folder, open_list, open_split, open_unlabelled, open_validation
+from minialex.data.image import UnreadableImage, square, squash
 from minialex.errors import UserError
-
-ROOT = Path(__file__).resolve().parents[2]
-SHARED = Path(os.environ.get("MINIALEX_SHARED", ROOT / "../shared/data"))
 
 
 def tree(root, *files):
@@ -115,26 +115,280 @@ def test_splits(tmp_path, train, val):
 def test_what_is_amiss_in_splits(tmp_path):
     tell = dict(function=find_splits)
     tree(tmp_path, "half/train/a/1.jpg", "good/train/a/1.jpg", "good/train/b/1.jpg", "good/val/a/1.jpg")
-    assert sentence(tmp_path / "half", **tell).endswith("looked for train/ and val/ or training/ and validation/ in it")
+    assert sentence(tmp_path / "half", **tell).endswith("does not hold the two splits, only train without val")
+    assert sentence(tmp_path / "half/train", **tell).endswith(
+        "looked for train and val or training and validation or ILSVRC2012_img_train and ILSVRC2012_img_val or train.txt and val.txt")
+    tree(tmp_path, "tars/ILSVRC2012_img_val.tar", "tars/ILSVRC2012_img_train/n00000001.tar", "tars/ILSVRC2012_img_train/n00000002.tar")
+    assert sentence(tmp_path / "tars", **tell).endswith("but ILSVRC2012_img_val.tar: unpack each into a folder of that name")
+    assert "unpack n00000001.tar, n00000002.tar into" in sentence(tmp_path / "tars/ILSVRC2012_img_train")
     assert "there is no folder" in sentence(tmp_path / "none", **tell)
     assert "good/val must have the training set's classes, but it lacks b" in sentence(tmp_path / "good", **tell)
     assert "give a data folder" in sentence(**tell)
     assert "both" in sentence(train=tmp_path, **tell)
     assert "both ways" in sentence(tmp_path, train=tmp_path, val=tmp_path, **tell)
     tree(tmp_path, "lone/train/a/1.jpg", "lone/val/a/1.jpg")
-    assert "only one class folder, a" in sentence(tmp_path / "lone", **tell)
+    assert "only one class, a" in sentence(tmp_path / "lone", **tell)
 
 
-@pytest.mark.skipif(not (SHARED / "dirty/manifest.json").exists(), reason=f"no odd files on this machine ({SHARED})")
-def test_odd_files(tmp_path):
-    (tmp_path / "odd").symlink_to((SHARED / "dirty/files").resolve())
-    listed = {os.path.basename(path) for path in open_folder(tmp_path).paths}
-    cases = json.loads((SHARED / "dirty/manifest.json").read_text())["cases"]
-    assert listed == {os.path.basename(case["path"]) for case in cases if case["treatment"] != "ignore"}
+def test_classes_are_compared_before_anything_is_listed(tmp_path, monkeypatch):
+    tree(tmp_path, "train/a/1.jpg", "train/b/1.jpg", "val/a/1.jpg", "val/c/1.jpg")
+    monkeypatch.setattr("minialex.data.folder.images_in", None)
+    assert sentence(tmp_path, function=find_splits).endswith("but it lacks b and has c besides")
 
 
-@pytest.mark.skipif(not (SHARED / "monkeys").is_dir(), reason=f"no monkeys on this machine ({SHARED})")
-def test_monkeys():
-    train, val = find_splits(SHARED / "monkeys")
+def test_validation_part(tmp_path):
+    tree(tmp_path, "set/train/a/1.jpg", "set/train/b/1.jpg", "set/val/a/2.jpg", "set/val/b/2.jpg", "bare/a/3.jpg", "bare/b/3.jpg",
+         "wrapped/validation/validation/a/4.jpg", "wrapped/validation/validation/b/4.jpg")
+    for data, expected in ("set", "2"), ("set/val", "2"), ("set/train", "1"), ("bare", "3"), ("wrapped", "4"):
+        assert names(open_validation(tmp_path / data, ["b", "a"])) == [f"b/{expected}.jpg", f"a/{expected}.jpg"]
+
+
+def test_fingerprint(tmp_path):
+    folder = open_folder(tree(tmp_path, "b/2.jpg", "a/1.jpg", "a/sub/new\nline.jpg"))
+    sha256 = hashlib.sha256(b"a/1.jpg\na/sub/new\nline.jpg\nb/2.jpg").hexdigest()
+    assert folder.fingerprint() == {"images": 3, "sha256": sha256}
+    assert ImageFolder(folder.root, folder.classes, list(folder.paths), folder.labels).fingerprint() == folder.fingerprint()
+    assert open_folder(tmp_path, ["b", "a"]).fingerprint() != folder.fingerprint()
+
+
+def test_picture(tmp_path):
+    tree(tmp_path, "a/2.png")
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8)).save(tmp_path / "a/1.png")
+    folder = open_folder(tmp_path)
+    np.testing.assert_array_equal(folder.picture(0, 16), square(tmp_path / "a/1.png", 16))
+    np.testing.assert_array_equal(folder.picture(0, 16, "squash"), squash(tmp_path / "a/1.png", 16))
+    with pytest.raises(UnreadableImage, match="a/2.png: it is empty"):
+        folder.picture(1, 16)
+
+
+# Lists
+
+def write(root, **texts):
+    """Text files root/<name>.txt."""
+    for name, text in texts.items():
+        (root / f"{name}.txt").write_text(text)
+    return root
+
+
+def test_list(tmp_path):
+    tree(tmp_path, "x/1.jpg", "x/2 b.jpg", "y.jpg")
+    write(tmp_path, list=f"# a comment\n\nx/2 b.jpg  dog\n{tmp_path}/y.jpg\tcat\n  x/1.jpg dog  \r\n./gone.jpg ant")
+    folder = open_split(tmp_path / "list.txt")
+    assert folder.root == str(tmp_path) and folder.classes == ["ant", "cat", "dog"]
+    assert list(folder.paths) == [f"{tmp_path}/x/2 b.jpg", f"{tmp_path}/y.jpg", f"{tmp_path}/x/1.jpg", f"{tmp_path}/./gone.jpg"]
+    assert folder.labels.tolist() == [2, 1, 2, 0] and folder.labels.dtype == np.int32
+    folder = open_split(tmp_path / "list.txt", ["dog", "ant", "cat", "cow"])
+    assert folder.labels.tolist() == [0, 2, 0, 1] and folder.classes == ["dog", "ant", "cat", "cow"]
+    assert "line 4: the training set has no class cat" in sentence(tmp_path / "list.txt", ["dog", "ant"], function=open_split)
+
+
+def test_list_in_the_current_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(write(tree(tmp_path, "1.jpg"), list="1.jpg 0"))
+    folder = open_split("list.txt")
+    assert os.path.exists(folder.paths[0]) and names(folder) == ["1.jpg"]
+
+
+@pytest.mark.parametrize("text, told", [
+    ("1.jpg 0\n\n1.jpg\n", "list.txt, line 3: expected the path of an image, a space and a label, not 1.jpg"),
+    ("1.jpg,0\n", "line 1: expected"), ("my cat.jpg\n", "line 1: expected"), ("1.jpg 0\n1.jpg\0 0\n", "line 2: it is not text"),
+    ("# nothing\n", "list.txt lists no images"), ("", "lists no images"),
+    ("2.jpg 0\n", "2.jpg for one: its paths must be absolute or begin in")])
+def test_what_is_amiss_in_a_list(tmp_path, text, told):
+    assert told in sentence(write(tree(tmp_path, "1.jpg"), list=text) / "list.txt", function=open_split)
+
+
+def test_numbers_as_labels(tmp_path):
+    path = write(tree(tmp_path, "1.jpg"), list="1.jpg 10\n1.jpg 2\n1.jpg 0\n1.jpg 10") / "list.txt"
+    folder = open_list(path)
+    assert folder.classes == ["0", "2", "10"] and folder.labels.tolist() == [2, 1, 0, 2]
+    words = [f"w{i}" for i in range(11)]
+    counted = open_list(path, words)  # as Caffe counts the classes of the training set
+    assert counted.classes == words and counted.labels.tolist() == [10, 2, 0, 10]
+    assert open_list(path, ["0", "10", "2"]).labels.tolist() == [1, 2, 0, 1], "names that happen to be numbers"
+    assert "line 1: label 10 is beyond the classes of the training set, 0 to 9" in sentence(path, words[:10], function=open_list)
+    write(tmp_path, synset_words="".join(f"n{9 - i} word, of {i}\n" for i in range(11)))
+    assert open_list(path).classes == ["n9", "n7", "n-1"] and open_list(path, ["n7", "n-1", "n9"]).labels.tolist() == [1, 0, 2, 1]
+    write(tmp_path, classes="great white shark\n" + "\n".join(words[1:]))
+    assert open_list(path).classes == ["great white shark", "w2", "w10"]
+    write(tmp_path, classes="a\nb\nc\n")
+    assert "line 1: label 10 is beyond the classes of" in sentence(path, function=open_list)
+    write(tmp_path, classes="crane\nb\ncrane\n")
+    assert "classes.txt, line 3: a second class is called crane, as in line 1" in sentence(path, function=open_list)
+
+
+def test_lists_as_splits(tmp_path):
+    """Caffe's train.txt and val.txt, with the images in train/ and val/ beside them."""
+    tree(tmp_path, "val/v1.jpg", "val/v2.jpg", "train/n1/a.jpg", "train/n2/b.jpg")
+    write(tmp_path, train="n1/a.jpg 0\nn2/b.jpg 1\n", val="v1.jpg 1\nv2.jpg 0\n")
+    named = dict(train=tmp_path / "train.txt", val=tmp_path / "val.txt")
+    for train, val in find_splits(tmp_path), find_splits(**named):
+        assert names(train) == ["n1/a.jpg", "n2/b.jpg"] and names(val) == ["v1.jpg", "v2.jpg"] and val.root == str(tmp_path / "val")
+        assert train.labels.tolist() == [0, 1] and val.labels.tolist() == [1, 0] and train.classes == val.classes
+    assert find_splits(tmp_path)[0].classes == ["n1", "n2"] and find_splits(**named)[0].classes == ["0", "1"]
+    only = write(tree(tmp_path / "only", "1.jpg"), train="1.jpg a\n1.jpg b", val="1.jpg b")
+    assert [split.labels.tolist() for split in find_splits(only)] == [[0, 1], [1]]
+    assert open_validation(only, ["b", "a"]).labels.tolist() == [0]
+
+
+# ImageNet
+
+WNIDS = ["n01440764", "n02100735", "n02119789"]
+IDS = {1: "n02119789", 2: "n02100735", 3: "n01440764"}  # the development kit does not count in the order of the wnids
+TRUTH = [3, 1, 2, 1]
+VAL = [f"ILSVRC2012_val_{i:08}.JPEG" for i in range(1, 5)]
+
+
+def imagenet(root, train="ILSVRC2012_img_train", val="ILSVRC2012_img_val", **texts):
+    return write(tree(root, *(f"{train}/{wnid}/{wnid}_{i}.JPEG" for wnid in WNIDS for i in range(2)), *(f"{val}/{name}" for name in VAL)), **texts)
+
+
+def truth(words=TRUTH):
+    return dict(ILSVRC2012_validation_ground_truth="".join(f"{word}\n" for word in words))
+
+
+def checked(root, classes=WNIDS[::-1]):
+    train, val = find_splits(root)
+    assert train.classes == val.classes == WNIDS and len(train) == 6
+    assert [os.path.basename(path) for path in val.paths] == VAL and val.labels.tolist() == [0, 2, 1, 2]
+    assert [classes[label] for label in open_validation(root, classes).labels] == [IDS[i] for i in TRUTH]
+
+
+@pytest.mark.parametrize("name, text", [
+    ("map_clsloc", "n02119789 1 kit_fox\nn02100735 2 English_setter\nn01440764 3 tench\n"),
+    ("synsets", "n02119789\nn02100735\nn01440764\n"), ("synset_words", "3 n01440764\n1 n02119789\n2 n02100735"),
+    ("LOC_synset_mapping", "n02119789 kit fox\nn02100735 English setter\nn01440764 tench, Tinca tinca\n")])
+def test_imagenet_with_a_text_of_its_synsets(tmp_path, name, text):
+    checked(imagenet(tmp_path, **truth(), **{name: text}))
+
+
+@pytest.mark.parametrize("compressed", [True, False])
+def test_imagenet_with_its_development_kit(tmp_path, compressed):
+    io = pytest.importorskip("scipy.io", reason="no scipy here to write a meta.mat with")
+    kit = tmp_path / "ILSVRC2012_devkit_t12/data"
+    kit.mkdir(parents=True)
+    imagenet(tmp_path), write(kit, **truth())
+    rows = [(i, IDS.get(i, f"n1000000{i}"), "a, b", "", 0, np.zeros((1, 2 * i)), 0.0, 1300) for i in range(1, 6)]
+    fields = "ILSVRC2012_ID WNID words gloss num_children children wordnet_height num_train_images".split()
+    synsets = np.array(rows, dtype=[(field, object) for field in fields]).reshape(-1, 1)
+    io.savemat(kit / "meta.mat", {"synsets": synsets}, do_compression=compressed)
+    checked(tmp_path)
+    (kit / "meta.mat").write_bytes((kit / "meta.mat").read_bytes()[:200])
+    assert "meta.mat cannot be read as the development kit's" in sentence(tmp_path, function=find_splits)
+
+
+def test_imagenet_as_kaggle_hands_it_out(tmp_path):
+    wnids = [IDS[i] for i in TRUTH]
+    solution = "ImageId,PredictionString\n" + "".join(f"{name[:-5]},{wnid} 1 2 3 4 {wnid} 5 6 7 8 \n" for name, wnid in zip(VAL, wnids))
+    imagenet(tmp_path, "ILSVRC/Data/CLS-LOC/train", "ILSVRC/Data/CLS-LOC/val")
+    assert "LOC_val_solution.csv beside it must tell" in sentence(tmp_path, function=find_splits)
+    (tmp_path / "LOC_val_solution.csv").write_text(solution)
+    for root in tmp_path, tmp_path / "ILSVRC", tmp_path / "ILSVRC/Data/CLS-LOC":
+        checked(root)
+    (tmp_path / "LOC_val_solution.csv").write_text(solution.replace("val_00000003", "val_30000000"))
+    assert f"LOC_val_solution.csv does not tell the class of {tmp_path}/ILSVRC/Data/CLS-LOC/val/{VAL[2]}" in sentence(tmp_path, function=find_splits)
+
+
+def test_imagenet_with_wnids_as_ground_truth(tmp_path):
+    checked(imagenet(tmp_path / "own", **truth([IDS[i] for i in TRUTH])))
+    checked(imagenet(tmp_path / "tf", "train", "val", imagenet_2012_validation_synset_labels="\n".join(IDS[i] for i in TRUTH)))
+
+
+def test_imagenet_with_the_list_of_caffe(tmp_path):
+    lines = "".join(f"{name} {label}\n" for name, label in zip(VAL, [0, 2, 1, 2]))
+    checked(write(imagenet(tmp_path / "a"), val=lines), WNIDS)
+    checked(write(imagenet(tmp_path / "b", "train", "val"), val=lines, synsets="\n".join(WNIDS)))
+
+
+def test_imagenet_with_some_of_its_images(tmp_path):
+    root = imagenet(tmp_path, **truth([IDS[i] for i in TRUTH]))
+    (root / "ILSVRC2012_img_val" / VAL[0]).unlink()
+    assert find_splits(root)[1].labels.tolist() == [2, 1, 2], "a line is that of the image with its number, not of the next image"
+    assert open_split(root / "ILSVRC2012_img_val").classes == WNIDS[1:]
+    shutil.rmtree(root / "ILSVRC2012_img_train" / WNIDS[1])
+    assert sentence(root, function=find_splits).endswith("but it has n02100735 besides")
+    tree(root, "ILSVRC2012_img_val/x.JPEG")
+    assert "ground_truth.txt does not tell the class of" in sentence(root / "ILSVRC2012_img_val")
+
+
+def test_what_is_missing_for_imagenet(tmp_path):
+    tell = dict(function=find_splits)
+    assert "ILSVRC2012_validation_ground_truth.txt or LOC_val_solution.csv beside it must tell their classes" in sentence(imagenet(tmp_path), **tell)
+    write(tmp_path, **truth())
+    assert "put the development kit's meta.mat beside it" in sentence(tmp_path, **tell)
+    write(tmp_path, synsets="\n".join(WNIDS))  # Caffe's, in order: taken for the IDs it would give wrong classes to almost all
+    assert "put the development kit's meta.mat beside it" in sentence(tmp_path, **tell)
+    write(tmp_path, map_clsloc="n02119789 1 kit_fox\n")
+    assert f"does not tell the class of {tmp_path}/ILSVRC2012_img_val/{VAL[0]}" in sentence(tmp_path, **tell)
+
+
+# Packed sets
+
+def test_packed_splits(tmp_path):
+    from minialex.data.pack import Packed, pack
+    for split in "train", "val":
+        for name in "a", "b":
+            (tmp_path / "set" / split / name).mkdir(parents=True)
+            Image.new("RGB", (9, 9), (200, 100, 50)).save(tmp_path / "set" / split / name / "1.png")
+        pack(open_split(tmp_path / "set" / split), tmp_path / "packed" / split, 8)
+    train, val = find_splits(tmp_path / "packed")
+    assert isinstance(train, Packed) and isinstance(val, Packed) and train.classes == ["a", "b"] and val.labels.tolist() == [0, 1]
+    assert isinstance(open_validation(tmp_path / "packed", ["a", "b"]), Packed) and val.fingerprint() == find_splits(tmp_path / "set")[1].fingerprint()
+    mixed = find_splits(train=tmp_path / "packed/train", val=tmp_path / "set/val")
+    assert mixed[1].labels.tolist() == [0, 1]
+
+
+# Without labels
+
+def test_unlabelled(tmp_path, monkeypatch):
+    tree(tmp_path, "set/b.jpg", "set/a/z.png", "set/a/b/c.jpg", "set/x.txt", "set/.hidden.jpg", "empty/", "plain")
+    folder = open_unlabelled(tmp_path / "set")
+    assert names(folder) == ["a/b/c.jpg", "a/z.png", "b.jpg"] and folder.classes == [] and str(folder) == "3 images"
+    assert folder.labels.tolist() == [-1] * 3 and folder.labels.dtype == np.int32
+    write(tmp_path, list="set/b.jpg\n# no\n\nset/my cat.jpg\n", labelled="set/b.jpg 3\nset/my cat.jpg n01\nset/plain")
+    assert names(open_unlabelled(tmp_path / "list.txt")) == ["set/b.jpg", "set/my cat.jpg"]
+    assert names(open_unlabelled(tmp_path / "labelled.txt")) == ["set/b.jpg", "set/my cat.jpg", "set/plain"]
+    (tmp_path / "picture").write_bytes(b"\xff\xd8\xff\xe0\0\x10JFIF")
+    monkeypatch.chdir(tmp_path)
+    for path in "set/b.jpg", str(tmp_path / "set/b.jpg"), "gone.jpg", "picture":
+        folder = open_unlabelled(path)
+        assert list(folder.paths) == [path] and folder.labels.tolist() == [-1] and len(folder.fingerprint()) == 2
+    assert "there are no images in" in sentence("empty", function=open_unlabelled)
+    assert "nowhere cannot be read: No such file" in sentence("nowhere", function=open_unlabelled)
+    assert "plain lists no images" in sentence("plain", function=open_unlabelled)
+
+
+# Real pictures
+
+@pytest.mark.filterwarnings(r"ignore:::PIL\.")
+def test_odd_files(tmp_path, shared):
+    """Each of them is not listed, or gives a picture, or is refused by name, as the manifest would have it."""
+    (tmp_path / "odd").symlink_to((shared / "dirty/files").resolve())
+    cases = {os.path.basename(case["path"]): case for case in json.loads((shared / "dirty/manifest.json").read_text())["cases"]}
+    assert len(cases) == 46 and set(cases) == set(os.listdir(tmp_path / "odd"))
+    for folder in open_folder(tmp_path), open_unlabelled(tmp_path):
+        assert sorted(map(os.path.basename, folder.paths)) == sorted(name for name, case in cases.items() if case["treatment"] != "ignore")
+    for place, path in enumerate(folder.paths):
+        case, result = cases[os.path.basename(path)], {}
+        for fit in "crop", "squash":
+            try:
+                result[fit] = folder.picture(place, 32, fit)
+            except UnreadableImage as error:
+                result[fit] = error
+                assert error.path == path and error.reason
+            else:
+                assert result[fit].shape == (32, 32, 3) and result[fit].dtype == np.uint8 and result[fit].any(), path
+        refused = {fit for fit in result if isinstance(result[fit], UnreadableImage)}
+        width, height = case.get("size_wh", (1, 1))
+        strip = max(width, height) > 20 * min(width, height)  # no square of it shows what it is
+        if case["treatment"] == "load":
+            assert refused == ({"crop", "squash"} if strip else set()), path
+        elif case["treatment"] == "reject":
+            assert refused == {"crop", "squash"}, path
+        else:
+            assert len(refused) != 1, path
+
+
+def test_monkeys(shared):
+    train, val = find_splits(shared / "monkeys")
     assert (str(train), str(val)) == ("1096 images in 10 classes", "272 images in 10 classes")
     assert train.classes == [f"n{i}" for i in range(10)]

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from minialex.data import image as image_module
-from minialex.data.image import MAX_PIXELS, UnreadableImage, decode, square
+from minialex.data.image import MAX_PIXELS, UnreadableImage, decode, square, squash
 from minialex.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -56,18 +56,20 @@ def test_odd_file(case, capfd):
     if case["treatment"] == "reject":
         refusal(decode, path)
         refusal(square, path, 32)
+        refusal(squash, path, 32)
     elif case["treatment"] == "load":
         picture = decode(path)
         width, height = picture.size
         assert picture.mode == "RGB" and [width, height] == case["size_wh"]
         assert np.asarray(picture).any(), "a black picture"
         if max(width, height) > 20 * min(width, height):
-            assert "20 to 1" in refusal(square, path, 32)
+            assert "20 to 1" in refusal(square, path, 32) and "20 to 1" in refusal(squash, path, 32)
         else:
             pixels = square(path, 32)
             assert pixels.shape == (32, 32, 3) and pixels.any()
+            np.testing.assert_array_equal(squash(path, 32), np.asarray(picture.resize((32, 32), Image.Resampling.NEAREST)))
     else:  # either is sane, or the folder listing leaves it out: but an UnreadableImage or RGB, nothing else
-        for function, arguments in (decode, ()), (square, (32,)):
+        for function, arguments in (decode, ()), (square, (32,)), (squash, (32,)):
             try:
                 assert np.asarray(function(path, *arguments)).shape[2] == 3
             except UnreadableImage as error:
@@ -385,6 +387,48 @@ def test_jpeg_draft_is_near_the_full_decoding_and_never_too_small(tmp_path, monk
         square(path, size)
         assert min(shorter[-1]) >= min(size, 700)
     assert min(shorter[0]) < 700  # drafted at all
+
+
+# The whole, squashed
+
+@pytest.mark.parametrize("width, height", [(1, 1), (7, 100), (64, 64), (301, 200), (50, 333)])
+@pytest.mark.parametrize("name, mode", [("x.jpg", "RGB"), ("x.jpg", "L"), ("x.jpg", "CMYK"), ("x.png", "P"), ("x.png", "RGB"), ("x.png", "1")])
+def test_squash_is_what_keras_loads(tmp_path, width, height, name, mode):
+    Image.fromarray(scene(width, height)).convert(mode).save(tmp_path / name)
+    with Image.open(tmp_path / name) as image:      # load_img(path, target_size=..., interpolation="nearest")
+        image = image.convert("RGB")
+        for size in 1, 31, 64, 224:
+            pixels = squash(tmp_path / name, size)
+            np.testing.assert_array_equal(pixels, np.asarray(image.resize((size, size), Image.Resampling.NEAREST)))
+            assert pixels.dtype == np.uint8 and pixels.flags.c_contiguous and pixels.flags.writeable
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_squash_is_upright(tmp_path, orientation):
+    upright = scene(48, 30)
+    path = oriented(tmp_path / "o.png", np.ascontiguousarray(STORED[orientation](upright)), orientation)
+    rows, columns = ((2 * np.arange(16) + 1) * side // 32 for side in (30, 48))      # no pixel begins at a middle
+    np.testing.assert_array_equal(squash(path, 16), upright[rows][:, columns])
+    # Where one does, it is taken from the upright picture as Pillow rounds.
+    np.testing.assert_array_equal(squash(path, 20), np.asarray(Image.fromarray(upright).resize((20, 20), Image.Resampling.NEAREST)))
+
+
+def test_squash_scales_16_bit(tmp_path):
+    ramp = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+    np.testing.assert_array_equal(squash(save(tmp_path / "deep.png", ramp), 256)[..., 0], np.rint(ramp / 257).astype(np.uint8))
+
+
+def test_squash_does_not_draft(tmp_path):
+    path = save(tmp_path / "big.jpg", np.random.default_rng(0).integers(0, 256, (800, 1000, 3)).astype(np.uint8))
+    np.testing.assert_array_equal(squash(path, 50), np.asarray(decode(path))[8::16, 10::20])
+
+
+def test_squash_refuses_what_square_does(tmp_path):
+    assert "101 x 5" in refusal(squash, save(tmp_path / "strip.png", scene(101, 5)), 8)
+    assert "No such file" in refusal(squash, tmp_path / "missing.jpg", 8)
+    path = save(tmp_path / "t.jpg", scene(64, 64))
+    path.write_bytes(path.read_bytes()[:-200])
+    refusal(squash, path, 8)
 
 
 def test_threads_agree(tmp_path):

@@ -1,6 +1,7 @@
 """The loader: the same batches however they are made, unreadable files named once, and threads that always end."""
 
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -11,10 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from minialex.data import loader as loader_module
 from minialex.data.folder import ImageFolder, open_folder
-from minialex.data.image import square
-from minialex.data.loader import Loader, centre, crops
+from minialex.data.image import square, squash
+from minialex.data.loader import Loader
 from minialex.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,6 +34,12 @@ def spoil(folder, *places):
     """The same listing, with files in these places that do not exist."""
     paths = [f"/spoilt/{i}.png" if i in places else path for i, path in enumerate(folder.paths)]
     return ImageFolder(folder.root, folder.classes, paths, folder.labels)
+
+
+def counted(monkeypatch, calls):
+    """Notes in `calls` the place of every picture that is decoded."""
+    picture = ImageFolder.picture
+    monkeypatch.setattr(ImageFolder, "picture", lambda self, place, *how: calls.append(place) or picture(self, place, *how))
 
 
 def no_decoding_threads():
@@ -95,7 +101,7 @@ def test_resume_in_the_middle_of_an_epoch(folder):
 
 def test_cached_epochs_decode_nothing(folder, monkeypatch):
     calls = []
-    monkeypatch.setattr(loader_module, "square", lambda path, size: calls.append(path) or square(path, size))
+    counted(monkeypatch, calls)
     loader = Loader(folder, 16, 5)
     for epoch in range(3):
         list(loader.epoch(epoch))
@@ -116,7 +122,7 @@ def test_a_batch_is_the_consumers_own(folder):
 
 def test_decoding_runs_ahead_but_not_away(folder, monkeypatch):
     calls = []
-    monkeypatch.setattr(loader_module, "square", lambda path, size: calls.append(path) or square(path, size))
+    counted(monkeypatch, calls)
     batches = Loader(folder, 16, 2, workers=2).epoch(0)
     next(batches)
     deadline = time.monotonic() + 5
@@ -154,6 +160,30 @@ def test_a_batch_may_be_empty_and_keeps_its_number(folder):
     assert same(batches[2:], loader.epoch(0, 2))
 
 
+@pytest.mark.parametrize("cache_mb", [0, 1024])
+def test_an_image_deleted_during_an_epoch_is_left_out(folder, tmp_path, cache_mb):
+    shutil.copytree(folder.root, tmp_path / "set")
+    own, told = open_folder(tmp_path / "set"), []
+    loader = Loader(own, 16, 2, shuffle=False, workers=1, cache_mb=cache_mb, warn=told.append)
+    batches = loader.epoch(0)
+    first, last = next(batches), len(own) - 1       # the last is not decoded yet: at most four batches are
+    os.unlink(own.paths[last])
+    os.unlink(own.paths[0])                         # this one is, and stays where pictures are kept
+    seen = np.concatenate([first.index, *(batch.index for batch in batches)])
+    assert seen.tolist() == list(range(last)) and told == [f"skipped {own.paths[last]}: No such file or directory"]
+    again = np.concatenate([batch.index for batch in loader.epoch(1)])
+    assert again.tolist() == list(range(0 if cache_mb else 1, last))
+    assert list(loader.unreadable) == [own.paths[last]] + [own.paths[0]] * (not cache_mb)
+
+
+def test_fit(folder):
+    for fit, decoded in ("crop", square), ("squash", squash):
+        loader = Loader(folder, 16, 23, shuffle=False, fit=fit)
+        for epoch in range(2):      # decoded, then from the cache
+            for image, path in zip(next(loader.epoch(epoch)).images, folder.paths):
+                np.testing.assert_array_equal(image, decoded(path, 16))
+
+
 def test_nothing_can_be_read(folder):
     loader = Loader(spoil(folder, *range(23)), 16, 5, warn=lambda sentence: None)
     with pytest.raises(UserError, match="none of the 23 images can be read"):
@@ -165,10 +195,10 @@ def test_nothing_can_be_read(folder):
 
 @pytest.mark.parametrize("fault", [ZeroDivisionError("a bug"), MemoryError(), SystemExit()])
 def test_an_exception_in_a_worker_surfaces(folder, monkeypatch, fault):
-    def faulty(path, size):
+    def faulty(self, place, size, fit):
         raise fault
 
-    monkeypatch.setattr(loader_module, "square", faulty)
+    monkeypatch.setattr(ImageFolder, "picture", faulty)
     with pytest.raises(type(fault)):
         list(Loader(folder, 16, 5).epoch(0))
     assert no_decoding_threads()
@@ -197,11 +227,11 @@ def child(folder, program):
 SLOW = """
 import sys, time
 from minialex.data import loader
-from minialex.data.folder import open_folder
-def square(path, size, real=loader.square):
+from minialex.data.folder import ImageFolder, open_folder
+def picture(self, *arguments, real=ImageFolder.picture):
     time.sleep(0.05)
-    return real(path, size)
-loader.square = square
+    return real(self, *arguments)
+ImageFolder.picture = picture
 batches = loader.Loader(open_folder(sys.argv[1]), 16, 4, workers=3).epoch(0)
 """
 
@@ -231,33 +261,6 @@ def test_arguments_out_of_range(folder, options):
 
 
 # Crops
-
-def test_crops_depend_on_seed_epoch_and_place_alone():
-    all_at_once = crops(3, 5, np.arange(1000), 29)
-    assert all_at_once.shape == (1000, 3) and all_at_once.dtype == np.int32
-    some = np.array([999, 0, 512, 7])
-    np.testing.assert_array_equal(crops(3, 5, some, 29), all_at_once[some])
-    assert (crops(3, 6, some, 29) != all_at_once[some]).any() and (crops(4, 5, some, 29) != all_at_once[some]).any()
-    assert crops(3, 5, [], 29).shape == (0, 3)
-    assert all_at_once[:2].tolist() == CROPS
-
-
-CROPS = [[29, 17, 1], [12, 24, 1]]
-
-
-def test_crops_cover_the_margin_evenly():
-    drawn = crops(0, 0, np.arange(40_000), 3)
-    for column in 0, 1:
-        assert abs(np.bincount(drawn[:, column], minlength=4) - 10_000).max() < 400  # 4.6 standard deviations
-    assert abs(drawn[:, 2].sum() - 20_000) < 400 and set(drawn[:, 2]) == {0, 1}
-    assert abs(np.corrcoef(drawn.T)[np.triu_indices(3, 1)]).max() < 0.02
-    assert crops(0, 0, np.arange(100), 0)[:, :2].max() == 0
-
-
-def test_centre():
-    assert centre(2, 29).tolist() == [[14, 14, 0]] * 2 and centre(0, 8).shape == (0, 3)
-    assert centre(1, 8).dtype == np.int32
-
 
 def test_importing_minialex_stays_cheap():
     program = "import sys, minialex, minialex.data; print([m for m in ('numpy', 'PIL') if m in sys.modules])"

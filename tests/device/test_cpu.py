@@ -107,7 +107,7 @@ def test_denormals_are_flushed_in_launches_and_kept_outside():
 
 
 # The loops over LANES that move most bytes; those written with lanes() are vectors by their type.
-HOT = {"im2col.cu": 2, "sgd.cu": 2, "lrn.cu": 3, "relu.cu": 2, "bias.cu": 1}
+HOT = {"im2col.cu": 2, "sgd.cu": 2, "adam.cu": 1, "lrn.cu": 3, "relu.cu": 2, "bias.cu": 1}
 
 
 @pytest.mark.parametrize("name", HOT)

@@ -22,6 +22,7 @@ from simt.device import why_not
 
 from minialex import describe, evaluate, gradcheck, predict, train
 from minialex.checkpoint import load
+from minialex.data.augment import Input
 from minialex.device import cuda, open_device
 from minialex.errors import UserError, run_command
 from minialex.network import Network
@@ -73,7 +74,7 @@ def test_every_op_agrees_with_its_reference(gpu, capsys):
 
 def after_steps(device, net, steps=4, batch=6):
     """Scores and parameters after some steps on batches that change in size."""
-    own = Network(net, device, batch, side=net.size + 3)
+    own = Network(net, device, batch, input=Input(net.size + 3, net.size))
     for step in range(steps):
         own.train_step(*drawn(net, batch - step % 2, seed=step, side=net.size + 3), step, 0.01)
     return own.scores(), {name: device.to_numpy(array) for name, array in own.parameters.items()}
@@ -151,7 +152,7 @@ def test_arrays_come_back_as_they_went(device):
 
 def launch(device, **changed):
     x, label = device.array(np.ones((2, 4))), device.array(np.zeros(2, np.int32))
-    values = {"x": x, "label": label, "loss": device.empty((2,)), "dx": device.empty((2, 4)), "classes": 4, "scale": 1.0, **changed}
+    values = {"x": x, "label": label, "loss": device.empty((2,)), "dx": device.empty((2, 4)), "classes": 4, "scale": 1.0, "smoothing": 0.0, **changed}
     device.launch(cross_entropy_rows, 2, *values.values())
     return device.to_numpy(values["loss"])
 
@@ -173,7 +174,7 @@ def test_a_scalar_of_another_width_would_corrupt_silently(device):
     for scale, into in zip((np.float32(2), 2.0), (device.zeros((2, 4)), device.zeros((2, 4)))):
         launch(device)
         function = device.modules["softmax.cu"].get_function("cross_entropy_rows")
-        function((1,), (128,), (np.int64(2), device.array(np.ones((2, 4))), device.zeros((2,), np.int32), loss[0], into, np.int32(4), scale))
+        function((1,), (128,), (np.int64(2), device.array(np.ones((2, 4))), device.zeros((2,), np.int32), loss[0], into, np.int32(4), scale, np.float32(0)))
         loss.append(device.to_numpy(into))
     right = np.tile([-1.5, 0.5, 0.5, 0.5], (2, 1))
     np.testing.assert_allclose(loss[2], right)

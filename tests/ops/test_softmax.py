@@ -14,6 +14,24 @@ def test_three_ties(device, n, classes):
     assert check_op("softmax_cross_entropy", {"x": (n, classes), "label": (n,)}, device=device, directions=3 if n * classes > 300 else None) == {}
 
 
+@pytest.mark.parametrize("n, classes, smoothing", [(1, 1, 0.1), (5, 31, 0.3), (2, 33, 0.9), (3, 257, 0.05)])
+def test_three_ties_with_label_smoothing(device, n, classes, smoothing):
+    check_op("softmax_cross_entropy", {"x": (n, classes), "label": (n,)}, {"smoothing": smoothing}, device=device, directions=3 if n * classes > 300 else None)
+
+
+def test_label_smoothing_against_pytorch(device):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed: label smoothing is not compared with its")
+    x, label = np.random.default_rng(0).normal(0, 3, (6, 11)).astype(np.float32), np.arange(6)
+    loss, dx = map(to_host, softmax_cross_entropy(x, label, smoothing=0.2, device=device))
+    theirs = torch.tensor(x, requires_grad=True)
+    truth = torch.nn.functional.cross_entropy(theirs, torch.tensor(label), reduction="none", label_smoothing=0.2)
+    truth.sum().backward()
+    np.testing.assert_allclose(loss, truth.detach().numpy(), rtol=1e-5)
+    np.testing.assert_allclose(dx, theirs.grad.numpy(), atol=1e-6)
+    with pytest.raises(ValueError, match="smoothing: expected 0 up to below 1, got 1"):
+        softmax_cross_entropy(x, label, smoothing=1, device=device)
+
+
 @pytest.mark.parametrize("n, classes", [(1, 1), (5, 31), (3, 257), (0, 4)])
 def test_softmax(device, n, classes):
     x = np.random.default_rng(1).standard_normal((n, classes)) * 4
@@ -43,6 +61,18 @@ def test_a_nan_or_infinite_logit_makes_its_own_rows_loss_nan(device, bad):
         assert np.isnan(dx[1]).any() and not np.isnan(dx[[0, 2]]).any()
     x[...] = np.nan
     assert np.isnan(to_host(softmax_cross_entropy(x, label, device=device)[0])).all()
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_a_logit_of_minus_infinity_costs_only_what_the_target_has_there(device, smoothing):
+    x, label = np.zeros((3, 40), np.float32), np.array([0, 1, 2])
+    x[1, 37] = x[2, 2] = -np.inf
+    for place in ("numpy", device):
+        loss, dx = map(to_host, softmax_cross_entropy(x, label, smoothing=smoothing, device=place))
+        np.testing.assert_allclose(loss, [np.log(40), np.inf if smoothing else np.log(39), np.inf], rtol=1e-6)
+        np.testing.assert_allclose(dx[[1, 2], [37, 2]], [-smoothing / 40, smoothing - 1 - smoothing / 40], rtol=1e-6)
+    x[1, 37] = np.nan
+    assert np.isnan(to_host(softmax_cross_entropy(x, label, smoothing=smoothing, device=device)[0])).tolist() == [False, True, False]
 
 
 @pytest.mark.parametrize("label, wrong", [([0, 10, 2], 10), ([0, 1, -1], -1), ([2**31, 0, 0], 2**31), ([-2**32, 0, 0], -2**32)])

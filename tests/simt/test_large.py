@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from simt.device import SIMT, why_not
 
-from minialex.ops import bias, crop, dropout, relu, softmax
+from minialex.ops import augment, bias, dropout, relu, softmax
 from minialex.ops.conv import BLOCK as PARTS_BLOCK
 from minialex.ops.conv import Conv, add_parts, col2im, im2col
 from minialex.ops.lrn import lrn, lrn_backward
 from minialex.ops.pool import MaxPool, max_pool, max_pool_backward
-from minialex.optim import BLOCK, sgd
+from minialex.optim import BLOCK, adam, sgd
 
 MANY = 2**31
 pytestmark = [pytest.mark.skipif(bool(why_not()), reason=f"no thread-by-thread execution here: {why_not()}")]
@@ -83,15 +83,15 @@ CASES = {
     "col2im": conv(col2im, 1, 3, 227, 11, 0), "col2im of groups": conv(col2im, 2, 96, 27, 5, 2),
     "relu_in_place": flat(relu.relu_in_place, arrays=1, block=relu.BLOCK),
     "relu_backward_in_place": flat(relu.relu_backward_in_place, arrays=2, block=relu.BLOCK),
+    "adam": flat(adam, NOW, 0.1, 0.001, 1e-7, arrays=4, block=BLOCK),
     "sgd": flat(sgd, NOW, 1.0, 0.9, 5e-4, 1, arrays=3, block=BLOCK),
     "lrn": rows_of(lrn, 96, 5, 0.8, 0.75, 2.0, width=96, arrays=(True, True)),
     "lrn_backward": rows_of(lrn_backward, 96, 5, 0.8, 0.75, 2.0, width=96, arrays=(True, True, True)),
     "softmax_rows": rows_of(softmax.softmax_rows, 1000, width=1000, arrays=(True, True)),
-    "cross_entropy_rows": rows_of(softmax.cross_entropy_rows, 1000, 1.0, width=1000, arrays=(True, None, False, True)),
+    "cross_entropy_rows": rows_of(softmax.cross_entropy_rows, 1000, 1.0, 0.1, width=1000, arrays=(True, None, False, True)),
     "label_rank": rows_of(softmax.label_rank, 1000, width=1000, arrays=(True, None, False)),
-    "crop": (MANY // (256 * 256 * 3) + 2, lambda n, array: (crop.crop, n * 227, (
-        array(n, 256, 256, 3, dtype=np.uint8), array(n, 3, dtype=np.int32), np.float32([124, 117, 104]), np.full(3, 1 / 58, np.float32),
-        array(n, 227, 227, 3), 256, 227))),
+    "augment": (MANY // (256 * 256 * 3) + 2, lambda n, array: (augment.augment, n * 227, (
+        array(n, 256, 256, 3, dtype=np.uint8), array(n, 18), np.zeros(1, np.float32), array(n, 227, 227, 3), 256, 227, 0, 0.0, 0))),
 }
 
 
