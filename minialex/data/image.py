@@ -23,7 +23,6 @@ from ..errors import UserError, shown
 FORMATS = "JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM"
 # Where Pillow begins to warn of decompression bombs. 89 million pixels take 360 MB once decoded, in every worker.
 MAX_PIXELS = 89_478_485
-MAX_RATIO = 20
 
 # Pillow's warnings (odd metadata, mostly) say nothing that the result does not. warnings.catch_warnings() swaps
 # a list that all threads share, so they are filtered once, here. The pixel limit is checked by hand below.
@@ -63,7 +62,6 @@ def decode(path):
 def square(path, size):
     """The picture's centre square, upright, at size x size: uint8 (size, size, 3)."""
     with _opened(path) as image:
-        _refuse_strip(path, image)
         # JPEG can decode at 1/2, 1/4 or 1/8 for a fraction of the time; the result is never smaller than asked.
         image.draft(None, (size, size))
         image.load()
@@ -82,17 +80,10 @@ def squash(path, size):
     picture that is stored upright and has no transparency.
     """
     with _opened(path) as image:
-        _refuse_strip(path, image)
         # No draft and nothing cropped: which pixels are taken depends on the full width and height, after turning.
         image.load()
         picture = _upright(_rgb(_eight_bit(image)), _orientation(image))
         return np.array(picture.resize((size, size), Image.Resampling.NEAREST))
-
-
-def _refuse_strip(path, image):
-    width, height = image.size
-    if max(width, height) > MAX_RATIO * min(width, height):
-        raise UnreadableImage(path, f"its sides, {width} x {height} pixels, are more than {MAX_RATIO} to 1")
 
 
 @contextmanager

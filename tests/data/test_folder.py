@@ -378,10 +378,8 @@ def test_odd_files(tmp_path, shared):
             else:
                 assert result[fit].shape == (32, 32, 3) and result[fit].dtype == np.uint8 and result[fit].any(), path
         refused = {fit for fit in result if isinstance(result[fit], UnreadableImage)}
-        width, height = case.get("size_wh", (1, 1))
-        strip = max(width, height) > 20 * min(width, height)  # no square of it shows what it is
         if case["treatment"] == "load":
-            assert refused == ({"crop", "squash"} if strip else set()), path
+            assert not refused, path
         elif case["treatment"] == "reject":
             assert refused == {"crop", "squash"}, path
         else:
