@@ -19,6 +19,9 @@ keras = pytest.importorskip("keras", reason="Keras is not installed (pip install
 legacy = pytest.importorskip("keras.src.legacy.preprocessing.image", reason="this Keras has no ImageDataGenerator")
 
 
+RATE = 0.003      # three times Keras' default, so that 20 steps learn something
+
+
 @pytest.fixture
 def photograph(tmp_path):
     random = np.random.default_rng(0)
@@ -75,13 +78,12 @@ def keras_net(net):
         elif name.startswith("fc"):
             layers += [keras.layers.Flatten()] * (name == "fc6") + [keras.layers.Dense(layer.features, activation="relu" if layer.relu else "softmax")]
     model = keras.Sequential(layers)
-    model.compile(keras.optimizers.Adam(), "categorical_crossentropy", metrics=["accuracy"])
+    model.compile(keras.optimizers.Adam(RATE), "categorical_crossentropy", metrics=["accuracy"])
     return model
 
 
 def test_twenty_steps_follow_keras(cpu):
-    """From the same weights, on the same batches, without dropout. Both sides round in float32, and Adam divides small gradients by
-    their own size: the two drift apart slowly, to a few thousandths after 20 steps."""
+    """From the same weights, on the same batches, without dropout. Both sides round in float32 and drift apart slowly: 6e-6 was seen."""
     net = build("half", 5, 64, fewer=4)
     for layer in net.layers.values():
         if hasattr(layer, "p"):
@@ -95,11 +97,10 @@ def test_twenty_steps_follow_keras(cpu):
     for step in range(20):
         labels = random.integers(0, 5, 16).astype(np.int32)
         images = np.clip(shades[labels] + random.normal(0, 30, (16, 64, 64, 3)), 0, 255).astype(np.uint8)
-        own.train_step(images, labels, way.draw(7, 0, np.arange(16)), step, 0.001)
+        own.train_step(images, labels, way.draw(7, 0, np.arange(16)), step, RATE)
         theirs = float(model.train_on_batch(images.astype(np.float32) * np.float32(1 / 255), np.eye(5, dtype=np.float32)[labels])[0])
         losses.append((float(own.results(16)[0].mean()), theirs))
         model.reset_metrics()
     ours, theirs = np.array(losses).T
-    assert theirs[-1] < 0.8 * theirs[0]      # it learns, so that the weights matter
-    np.testing.assert_allclose(ours[:5], theirs[:5], rtol=1e-4)
-    np.testing.assert_allclose(ours, theirs, rtol=0.02)
+    assert theirs[-8:].mean() < 0.95 * theirs[:8].mean()      # it learns, so that the weights matter
+    np.testing.assert_allclose(ours, theirs, rtol=5e-5)
