@@ -76,6 +76,13 @@ class Ours:
         self.network.evaluate(*self.data)
         self.device.synchronize()
 
+    def seconds(self, what):
+        """Of a step: "train" or "infer"."""
+        if self.device.name != "cuda":
+            return seconds(getattr(self, what))
+        events = [self.device.cupy.cuda.Event() for _ in range(2)]
+        return between_events(getattr(self, what), *events, self.device.cupy.cuda.get_elapsed_time)
+
 
 class Theirs:
     def __init__(self, torch, net, parameters, data, channels_last, compiled=False, device="cpu"):
@@ -106,6 +113,12 @@ class Theirs:
         if self.x.is_cuda:
             self.torch.cuda.synchronize()
 
+    def seconds(self, what):
+        if not self.x.is_cuda:
+            return seconds(getattr(self, what))
+        events = [self.torch.cuda.Event(enable_timing=True) for _ in range(2)]
+        return between_events(getattr(self, what), *events, lambda begin, end: begin.elapsed_time(end))
+
 
 def drawn(net, batch):
     random = np.random.default_rng(0)
@@ -122,6 +135,15 @@ def seconds(call):
     began = time.perf_counter()
     call()
     return time.perf_counter() - began
+
+
+def between_events(call, begin, end, elapsed):
+    """Seconds on the GPU from before the first launch of a call to after its last; elapsed(begin, end) gives milliseconds."""
+    begin.record()
+    call()
+    end.record()
+    end.synchronize()
+    return 1e-3 * elapsed(begin, end)
 
 
 def high():

@@ -2,12 +2,14 @@
 
 import argparse
 import os
+from types import MethodType
 
 import numpy as np
 
 from . import nets
 from .device.base import Device
 from .device.cpu import CPU
+from .device.cuda import CUDA
 from .errors import UserError, run_command
 from .network import Layout
 
@@ -49,18 +51,23 @@ def main(arguments=None):
     parser.add_argument("--size", type=int, help="input size (default: the published one)")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads, each with a workspace of its own")
+    parser.add_argument("--gpu", type=int, metavar="N", help="memory on a GPU of N multiprocessors (A100: 108, H100: 132) instead of a CPU")
     parser.add_argument("--workspace-mb", type=float)
     args = parser.parse_args(arguments)
-    for name in ("batch", "threads"):
-        if getattr(args, name) < 1:
+    for name in ("batch", "threads", "gpu"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
             raise UserError(f"--{name} {getattr(args, name)}: expected at least 1")
     net = nets.build(args.net, args.classes, args.size)
     print(f"{net.name}, {net.size}x{net.size}, {net.classes} classes")
     print("\n".join(table(net)))
-    device = Device()      # divides work as the CPU does, and needs no compiler for that
-    device.threads, device.chunk, device.tile = args.threads, CPU.chunk, CPU.tile
+    device, where = Device(), f"{args.threads} CPU thread{'s' * (args.threads > 1)}"
+    if args.gpu:      # divides work as one of these does, and needs neither for that
+        device.processors, where = args.gpu, f"a GPU of {args.gpu} multiprocessors"
+        device.images_at_once, device.slices = MethodType(CUDA.images_at_once, device), MethodType(CUDA.slices, device)
+    else:
+        device.threads, device.chunk, device.tile = args.threads, CPU.chunk, CPU.tile
     layout = Layout(net, device, args.batch, workspace_mb=args.workspace_mb)
-    print(f"\nmemory of a training step at batch {args.batch} on {args.threads} CPU thread{'s' * (args.threads > 1)}:")
+    print(f"\nmemory of a training step at batch {args.batch} on {where}:")
     for what, size in [*memory(layout).items(), ("total", layout.bytes())]:
         print(f"  {what:18} {size / 2**20:9,.1f} MB")
     return 0

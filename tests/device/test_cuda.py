@@ -25,10 +25,14 @@ from minialex.checkpoint import load
 from minialex.data.augment import Input
 from minialex.device import cuda, open_device
 from minialex.errors import UserError, run_command
-from minialex.network import Network
+from minialex.nets import build
+from minialex.network import Layout, Network
 from minialex.ops.relu import relu_in_place
 from minialex.ops.softmax import cross_entropy_rows
 from test_network import drawn, mini, small
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent / "benchmarks"))
+import sides  # noqa: E402
 
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=f"no thread-by-thread execution here: {why_not()}")
 
@@ -128,7 +132,20 @@ def test_every_command_runs_and_trains_as_on_the_cpu(gpu, pictures, tmp_path, ca
     assert ours[2]["step"] == true[2]["step"] == 6 and ours[2]["metrics"][-1]["val_loss"] == pytest.approx(true[2]["metrics"][-1]["val_loss"], rel=1e-4)
     for name, value in ours[0].items():
         np.testing.assert_allclose(value, true[0][name], rtol=1e-3, atol=1e-4 * np.abs(true[0][name]).max(), err_msg=name)
-    assert describe.main(["paper"]) == 0
+
+
+@pytest.mark.parametrize("name", ["paper", "half"])
+def test_describe_knows_the_memory_of_a_gpu(device, name, capsys):
+    net = build(name)
+    assert describe.main([name, "--gpu", str(device.processors), "--batch", "32"]) == 0
+    total = capsys.readouterr().out.splitlines()[-1].split()
+    assert total[0] == "total" and float(total[1].replace(",", "")) == pytest.approx(Layout(net, device, 32).bytes() / 2**20, abs=0.06)
+
+
+def test_a_step_is_timed_by_events(device):
+    net = mini()
+    ours = sides.Ours(net, device, 3, sides.drawn(net, 3))
+    assert 0 < ours.seconds("train") < 60 and 0 < ours.seconds("infer") < 60 and ours.count == 1
 
 
 def test_auto_takes_the_gpu(gpu):

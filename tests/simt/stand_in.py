@@ -15,6 +15,7 @@ import contextlib
 import ctypes
 import importlib.machinery
 import mmap
+import time
 import types
 import weakref
 from collections import deque
@@ -182,15 +183,15 @@ class Mark:
     """A place in a stream, that an event was recorded at."""
 
     def __init__(self, stream):
-        self.stream, self.reached = stream, False
+        self.stream, self.reached = stream, None
 
     def reach(self):
-        self.reached = True
+        self.reached = time.perf_counter()
 
 
 class Event:
     def __init__(self, block=False, disable_timing=False, interprocess=False):
-        self._mark = None
+        self._mark, self._untimed = None, disable_timing
 
     def record(self, stream=None):
         stream = stream or get_current_stream()
@@ -204,6 +205,14 @@ class Event:
             self._mark.stream._run_to(self._mark)
             advance()
         gpu.check()
+
+
+def get_elapsed_time(start_event, end_event):
+    """Milliseconds; as CUDA refuses events that timing is disabled for, or that have not been reached."""
+    for event in (start_event, end_event):
+        if event._untimed or not event._mark or not event._mark.reached:
+            raise CUDARuntimeError(400, "cudaErrorInvalidResourceHandle: invalid resource handle")
+    return 1e3 * (end_event._mark.reached - start_event._mark.reached)
 
 
 def advance():
@@ -474,7 +483,8 @@ def install():
     modules = {
         "cupy": dict(__version__="stand-in", ndarray=ndarray, empty=empty, asarray=asarray, asnumpy=asnumpy, RawModule=RawModule),
         "cupy.cuda": dict(Stream=Stream, Event=Event, Device=Device, MemoryPointer=MemoryPointer, alloc=alloc,
-                          alloc_pinned_memory=alloc_pinned_memory, get_current_stream=get_current_stream, get_cublas_handle=lambda: 1),
+                          alloc_pinned_memory=alloc_pinned_memory, get_current_stream=get_current_stream, get_elapsed_time=get_elapsed_time,
+                          get_cublas_handle=lambda: 1),
         "cupy.cuda.runtime": runtime, "cupy.cuda.memory": dict(OutOfMemoryError=OutOfMemoryError),
         "cupy_backends": {}, "cupy_backends.cuda": {}, "cupy_backends.cuda.libs": {},
         "cupy_backends.cuda.libs.cublas": dict(CUBLAS_OP_N=0, CUBLAS_OP_T=1, sgemmStridedBatched=sgemmStridedBatched),
