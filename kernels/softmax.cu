@@ -27,7 +27,7 @@ KERNEL cross_entropy_rows(long long rows, const float* x, const int* label, floa
 }
 
 // Running totals by place in the batch, to be read now and then: totals[0, i] += loss[i], [1, i] += whether label i ranks
-// first, [2, i] += whether it is among the first five. Doubles hold sums of so few floats exactly, however they are cut.
+// first, [2, i] += whether it is among the first five.
 // rows = ceil(n / 32)
 KERNEL tally(long long rows, const float* loss, const float* rank, double* totals, int n, int batch) {
     ROWS(r, rows) {

@@ -207,7 +207,7 @@ def main(arguments=None):
     say(f"weights  {path}")
     if args.ten_crop and not input.margin:
         say(f"views    2: pictures are decoded at the input's {input.size} pixels, so that the ten crops are one, plain and mirrored")
-    loader = Loader(source, input.side, network.batch, fit=input.fit, shuffle=False, cache_mb=0, workers=device.threads, warn=say)
+    loader = Loader(source, input.side, network.batch, fit=input.fit, shuffle=False, cache_mb=0, workers=device.decoders, warn=say)
     seen = look(network, loader, input, args.ten_crop)
 
     scores, counts, entries = summary(seen), confusion_of(seen, len(classes)), entries_of(seen, source)

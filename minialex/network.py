@@ -252,14 +252,17 @@ class Network:
         """{slot: array} of what the optimizer keeps for a parameter."""
         return {slot: self.arrays[f"{slot} {name}"] for slot in self.optimizer.slots}
 
-    def statistics(self, n, step, lr, images=8):
-        """{layer: {...}} of those with weights, after a training step of n images: mean |y|, std of y and the part of it that is 0,
-        the part of channels that are 0 everywhere (of the first images), and the update's norm beside the weights'."""
-        found, rate = {}, self.optimizer.rate(step, lr)
+    def statistics(self, images, labels, views, step, lr, most=8):
+        """{layer: {...}} of those with weights, for a batch without dropout: mean |y|, std of y and the part of it that is 0, the part of
+        channels that are 0 everywhere, and the norm of the update in this step beside the weights'. Of convolutions `most` images."""
+        totals, found, rate = self.device.to_numpy(self.arrays["output totals"]), {}, self.optimizer.rate(step, lr)
+        self.evaluate(images, labels, views)
+        self.device.upload(self.arrays["output totals"], totals)      # this pass does not count
         for name, layer in self.net.layers.items():
             if not layer.parameters(self.net.inputs[name]):
                 continue
-            y, weight = self.device.to_numpy(self.arrays[f"activation {name}"][:min(n, images)]), f"{name}.weight"
+            n, weight = len(images) if layer.dense else min(len(images), most), f"{name}.weight"
+            y = self.device.to_numpy(self.arrays[f"activation {name}"][:n])
             zero = y == 0
             found[name] = {"mean": float(np.abs(y).mean()), "std": float(y.std()), "zero": float(zero.mean()),
                            "dead": float(zero.reshape(-1, y.shape[-1]).all(axis=0).mean()),

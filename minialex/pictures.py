@@ -16,7 +16,7 @@ STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "
          "axes.axisbelow": True, "grid.color": "#e4e4e4", "xtick.color": "#555555", "ytick.color": "#555555", "axes.labelcolor": "#333333",
          "axes.titlesize": 9, "axes.titlelocation": "left", "legend.frameon": False, "legend.fontsize": 8, "lines.linewidth": 1.4}
 TRAIN, VAL, GUIDE = "#3f6fa3", "#d9762b", "#999999"
-PHASES = {"data": "#c9c9c9", "forward": "#8fb3d6", "backward": "#3f6fa3", "update": "#d9762b"}
+PHASES = {"data": "#c9c9c9", "forward": "#8fb3d6", "backward": "#3f6fa3", "update": "#d9762b", "other": "#e9e9e9"}
 DPI = 144       # 1.5 times the 96 of a page's pixel
 WIDTH = 7.3     # inches of a figure as wide as the page's text
 NUMBERED = 20   # most classes whose confusion is written in numbers

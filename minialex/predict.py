@@ -124,7 +124,7 @@ def main(arguments=None):
         refused.append(sentence)
         tqdm.write(sentence, file=sys.stderr)
 
-    loader = Loader(source, input.side, network.batch, fit=input.fit, shuffle=False, cache_mb=0, workers=device.threads, warn=warn)
+    loader = Loader(source, input.side, network.batch, fit=input.fit, shuffle=False, cache_mb=0, workers=device.decoders, warn=warn)
     found = []
     try:
         with tqdm(total=len(source), disable=None if args.csv is not None else True, leave=False, unit="image") as bar:

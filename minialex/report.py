@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .checkpoint import open_network, read_config, write_beside
+from .checkpoint import load_mean, open_network, read_config, write_beside
 from .errors import UserError, run_command, shown
 from .ops.augment import augment_images
 
@@ -72,7 +72,8 @@ def write(folder, config, metrics, *, filters=None, groups=1, seen=None, predict
         section("What stands out", "Checked in the last epoch: loss, the gap between training and validation, layers, and time."
                 + " Nothing stands out." * (not found), "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in found) + "</ul>" if found else "")
         section("Learning curves", "Training figures are gathered while the weights still change and on augmented pictures, validation figures "
-                "after each epoch on centre crops; early on, validation may therefore do better.",
+                "after each epoch on centre crops; early on, validation may therefore do better."
+                + " The training loss has smoothed labels, with which it cannot come near zero." * bool(config["options"].get("label_smoothing")),
                 figure("curve.png", pictures.curve(metrics, len(names)), "Loss and accuracy after each epoch.", "learning curves"))
     if predictions:
         section("Predictions", "The same few validation images in each report, spread over the classes.",
@@ -114,7 +115,7 @@ def write(folder, config, metrics, *, filters=None, groups=1, seen=None, predict
         total = sum(spent.values())
         shares = ", ".join(f"{name} {percent(of / total if total else 0)}" for name, of in spent.items())
         section("Time", f"A step of epoch {timed[-1]['epoch']} took {1000 * total:,.{0 if total >= 0.1 else 1}f} ms: {shares}. Data is the time in "
-                "which a step waited for its pictures.", figure("time.png", pictures.time(metrics), "Where the time of a step went.", "time per step"),
+                "which a step waited for its pictures, other what the rest of the epoch took.", figure("time.png", pictures.time(metrics), "Where the time of a step went.", "time per step"),
                 table(["slowest layers", "ms per step"], [[name, f"{1000 * of:,.2f}"] for name, of in slowest]) if slowest else "")
     parts.append("<section><h2>Settings</h2>" + table(["option", "value"], settings(config)) + "</section>")
     for name, image in drawn.items():
@@ -247,10 +248,10 @@ def collect(network, input, val, batch, *, workers=2, warn=None):
     return collector.found()
 
 
-def augmented(input, images, views, device):
+def augmented(input, images, views, device, mean_image=None):
     """What a net is shown of decoded pictures (n, side, side, 3) with these views, as pictures again: uint8 (n, size, size, 3)."""
-    y = device.to_numpy(augment_images(images, views, input.size, fill=input.fill, constant=input.constant, device=device))
-    mean = 0 if isinstance(input.mean, str) else np.asarray(input.mean)      # no mean image was taken off
+    y = device.to_numpy(augment_images(images, views, input.size, fill=input.fill, constant=input.constant, mean=mean_image, device=device))
+    mean = np.asarray(input.mean if mean_image is None else mean_image.mean(axis=(0, 1)))
     return np.clip(np.rint(y / np.asarray(input.scale) + mean), 0, 255).astype(np.uint8)
 
 
@@ -297,9 +298,10 @@ def main(arguments=None):
         say(f"{error}; without its data (--data DIR, if it has moved) the report has no predictions, confusion or augmented batch")
     else:
         input = Input.from_config(config)
-        found |= collect(network, input, val, options["batch"], workers=device.threads, warn=say)
+        found |= collect(network, input, val, options["batch"], workers=device.decoders, warn=say)
         first = next(batch for batch in Loader(train, input.side, SHOWN, fit=input.fit, seed=options["seed"], cache_mb=0, warn=say).epoch(0) if len(batch))
-        found["seen"] = augmented(input, first.images, input.draw(options["seed"], 0, first.index), device)
+        found["seen"] = augmented(input, first.images, input.draw(options["seed"], 0, first.index), device,
+                                  load_mean(args.run, input.side) if input.mean == "image" else None)
     write(args.run, config, metrics, **found)
     say(f"report   {Path(args.run) / 'report.html'}, of {path.name}")
     return 0

@@ -1,5 +1,6 @@
 """python -m minialex.train: trains an AlexNet on folders of images, without arguments on a set that it makes itself."""
 
+import contextlib
 import json
 import math
 import os
@@ -13,7 +14,7 @@ from importlib.metadata import version
 import numpy as np
 
 from . import __version__, nets, report
-from .checkpoint import Lock, load, load_mean, save, save_mean, write_beside
+from .checkpoint import Lock, load_mean, restore, save, save_mean, write_beside
 from .data.augment import Input, measure
 from .data.folder import find_splits
 from .data.loader import Loader
@@ -21,7 +22,7 @@ from .device import open_device
 from .errors import UserError, run_command
 from .network import Network
 from .optim import SGD, Adam, Schedule
-from .options import parse, settle
+from .options import parse, require_new, settle
 
 SAVE_EVERY = 600        # seconds between checkpoints inside a long epoch
 SHOWN = 24              # augmented pictures in the report
@@ -81,8 +82,19 @@ class Run:
 
     def __init__(self, arguments=None):
         self.options, config, self.folder = settle(parse(arguments))
+        self.lock = None
+        try:
+            self.prepare(config)
+        except BaseException:
+            self.release()
+            raise
+
+    def prepare(self, config):
+        """Everything up to the first step; config: of a run to resume, else None."""
+        if (self.folder / ".lock").exists():      # a second run is refused before it takes time and memory
+            self.take_folder(config)
         threads = self.options["threads"]
-        if config and threads is None and config["machine"]["device"] == "cpu":
+        if config and threads is None and config["machine"].get("device") == "cpu":
             threads = config["threads"]
         self.device, reason = open_device(self.options["device"] or "auto", threads, announce=say)
         say(f"device   {self.device.name} ({reason}): {self.device}")
@@ -94,37 +106,43 @@ class Run:
         options["size"] = net.size
         self.input, self.mean = self.measured(train, config, net)
         options["side"] = self.input.side
+        # sums: of losses, top-1 hits and images of the epoch so far
         self.state = {"epoch": 0, "batch": 0, "step": 0, "sums": [0.0, 0, 0], "seconds": 0.0, "metrics": [], "best": -1.0}
         self.config = {"net": net.name, "size": net.size, "input": asdict(self.input), "classes": train.classes, "threads": self.device.threads,
                        "options": options, "machine": describe_machine(self.device), "data": {"train": train.fingerprint(), "val": val.fingerprint()}}
         if config:
             self.warn_of_differences(config)
+        resumed = config and self.has_checkpoint()
         self.network = Network(net, self.device, options["batch"], input=self.input, optimizer=optimizer_of(options), smoothing=options["label_smoothing"],
-                               init=None if config else options["init"], seed=options["seed"], workspace_mb=options["workspace_mb"])
+                               init=None if resumed else options["init"], seed=options["seed"], workspace_mb=options["workspace_mb"])
         self.network.load_mean(self.mean)
         say(f"net      {net.name}, {net.size}x{net.size}, {sum(a.size for a in self.network.parameters.values()):,} parameters, "
             f"{net.macs() / 1e9:.3f} GMAC per image; a step of {options['batch']} takes {self.network.layout.bytes() / 2**20:,.0f} MB")
-        common = {"seed": options["seed"], "workers": max(1, min(4, self.device.threads)), "warn": say, "fit": self.input.fit}
+        common = {"seed": options["seed"], "workers": self.device.decoders, "warn": say, "fit": self.input.fit}
         self.train = Loader(train, self.input.side, options["batch"], drop_last=options["drop_last"], **common)
         # Where Keras counts whole batches only, it must not always be the last class that is left out.
         self.val = Loader(val, self.input.side, options["batch"], shuffle=options["drop_last"], **common)
+        if kept := self.train.cache_bytes + self.val.cache_bytes:
+            say(f"memory   decoded pictures come to take {kept / 2**20:,.0f} MB besides")
         if not len(self.train):
             raise UserError(f"--batch {options['batch']}: the {len(train)} images of {train.root} do not fill one, and --drop-last leaves out what is less")
-        if config:
-            self.load()
         self.schedule = Schedule(options["schedule"], options["lr"], len(self.train), options["epochs"])
-        self.open_folder()
+        if not self.lock:
+            self.take_folder(config)
+        if resumed:
+            self.load()
         self.saved_at = self.read_at = time.monotonic()
-        self.unread = 0         # images whose scores are still on the device
-        self.last = None        # of the last step: images, step, rate, and some of its pictures with their views
-        self.times, self.waited = {}, (0, 0.0)
+        self.unread = 0         # images that the sums do not have yet
+        self.last = None        # of the last step: its images, labels and views, its number and rate
+        self.times, self.waited = {}, (self.state["step"], 0.0)
         self.interrupts = Interrupts()
+        self.begin_folder(config)
 
     def measured(self, train, config, net):
         """-> (Input, mean image or None): as the run began, or measured on the training set where the options ask for that."""
         if config:
             wanted = Input.from_config(config)
-            return wanted, load_mean(self.folder) if wanted.mean == "image" else None
+            return wanted, load_mean(self.folder, wanted.side) if wanted.mean == "image" else None
         wanted, image = input_of(self.options, net, train), None
         if wanted.to_measure:
             from tqdm import tqdm
@@ -133,26 +151,52 @@ class Run:
             wanted = wanted.with_colours(colours)
         return wanted, image
 
+    def has_checkpoint(self):
+        """Whether the run to resume has saved one; if not, for it was stopped before the first, it begins anew."""
+        last = self.folder / "last.safetensors"
+        if not last.exists() and (self.folder / "metrics.jsonl").exists():
+            raise UserError(f"{last} is missing, without which the run cannot be continued: put it back, or train anew with another --out")
+        if not last.exists():
+            say(f"resume   {self.folder} has no checkpoint yet: the run begins anew")
+        return last.exists()
+
     def load(self):
-        parameters, kept, self.state = load(self.folder / "last.safetensors")
-        self.network.load_parameters(parameters)
-        self.network.load_parameters(kept, self.network.state)
+        path = self.folder / "last.safetensors"
+        state = restore(path, self.network)
+        if state.keys() != self.state.keys():
+            raise UserError(f"{path} does not say where the run stands: it is of another version of minialex, which can still continue the run")
+        self.state = state
         self.state["batch"] = min(self.state["batch"], len(self.train))      # images may have been removed since
         say(f"resume   {self.folder} at epoch {self.state['epoch'] + 1}, step {self.state['step']}")
 
-    def open_folder(self):
+    def take_folder(self, config):
         """Makes the run folder, and keeps other runs out of it."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"the run folder {self.folder} cannot be made ({error.strerror}): give another --out") from None
         self.lock = Lock(self.folder)
-        if self.mean is not None:
-            save_mean(self.folder, self.mean)
+        if not config:
+            require_new(self.folder)      # another run may have been faster
+
+    def release(self):
+        if self.lock:
+            self.lock.release()
+
+    def begin_folder(self, config):
+        if not config:
+            with contextlib.suppress(OSError):
+                (self.folder / "best.safetensors").unlink()      # of a run that was killed before it saved its last
+            if self.mean is not None:
+                save_mean(self.folder, self.mean)
         write_beside(self.folder / "config.json", json.dumps(self.config, indent=1) + "\n")
         say(f"run      {self.folder}")
-        if self.state["metrics"]:
-            self.write_metrics()      # a kill may have come between the checkpoint and these
+        path = self.folder / "metrics.jsonl"
+        told = path.exists() and path.read_bytes() == self.lines().encode() and (self.folder / "report.html").exists()
+        if self.state["metrics"] and not told:      # a kill came between the checkpoint and these
+            collect = report.Collector(self.network, self.val.folder)
+            evaluate(self.network, self.val, self.input, each=collect)
+            self.write_metrics(self.state["epoch"] - 1, collect)
 
     def warn_of_differences(self, config):
         for name, was in config["machine"].items():
@@ -175,17 +219,20 @@ class Run:
 
     def save(self):
         self.read()
-        if not all(np.isfinite(self.device.to_numpy(array)).all() for array in self.network.parameters.values()):
-            self.diverged("network")
+        self.require_finite()
         save(self.folder / "last.safetensors", self.network, self.state)
         self.saved_at = time.monotonic()
+
+    def require_finite(self):
+        if not all(np.isfinite(self.device.to_numpy(array)).all() for array in self.network.parameters.values()):
+            self.diverged("network")
 
     def go(self):
         """Trains to the end, or to a signal. -> the command's exit code"""
         try:
             return self.loop()
         finally:
-            self.lock.release()
+            self.release()
 
     def loop(self):
         from tqdm import tqdm
@@ -201,6 +248,8 @@ class Run:
                         self.read()
                         bar.set_postfix(loss=f"{state['sums'][0] / state['sums'][2]:.3f}", top1=f"{state['sums'][1] / state['sums'][2]:.3f}")
                 state["batch"] += 1
+                if state["batch"] == len(self.train):
+                    continue        # end_epoch() looks at the last step before it stops or saves
                 if self.interrupts.signal is not None:
                     bar.close()
                     self.clock()
@@ -220,16 +269,16 @@ class Run:
         rate = self.schedule(state["step"], state["metrics"])
         timed = state["batch"] == len(self.train) // 2      # one step an epoch is looked at closely
         took = self.network.train_step(batch.images, batch.labels, views, state["step"], rate, timed)
-        self.last, self.times = (n, state["step"], rate, batch.images[:SHOWN], views[:SHOWN]), took or self.times
+        self.last, self.times = (batch.images, batch.labels, views, state["step"], rate), took or self.times
         state["step"] += 1
         self.unread += n
 
     def read(self):
-        """Adds the scores of the steps since the last reading to the epoch's."""
-        (loss, hits, _), sums = self.network.scores(), self.state["sums"]
+        """Takes the epoch's scores from the device. They stay there: rounding must not depend on when they are read."""
+        loss, hits, _ = self.device.to_numpy(self.network.arrays["output totals"]).sum(axis=1)
         if not math.isfinite(loss):
             self.diverged("loss")
-        self.state["sums"] = [sums[0] + loss, sums[1] + hits, sums[2] + self.unread]
+        self.state["sums"] = [float(loss), int(hits), self.state["sums"][2] + self.unread]
         self.unread, self.read_at = 0, time.monotonic()
 
     def diverged(self, what):
@@ -241,7 +290,10 @@ class Run:
         """Validates, reports and saves. False if a signal came in between."""
         self.read()
         state, classes = self.state, len(self.config["classes"])
-        layers = self.network.statistics(*self.last[:3]) if self.last else None      # before validation takes the memory
+        self.last = self.last or self.last_again(state["epoch"])
+        layers = self.network.statistics(*self.last)
+        if time.monotonic() - self.saved_at > SAVE_EVERY:
+            self.save()
         collect = report.Collector(self.network, self.val.folder)
         scores = evaluate(self.network, self.val, self.input, self.interrupts, collect)
         if scores is None:
@@ -254,8 +306,7 @@ class Run:
         images_per_s = count / state["seconds"]
         metrics = {"epoch": state["epoch"] + 1, "step": state["step"], "train_loss": loss / count, "train_top1": hits / count,
                    "val_loss": scores["loss"], "val_top1": scores["top1"], "val_top5": scores["top5"], "images_per_s": images_per_s}
-        if self.last:
-            metrics |= {"lr": self.last[2], "layers": layers, **self.time_split()}
+        metrics |= {"lr": self.last[4], "layers": layers, **self.time_split()}
         if self.options["drop_last"] and scores["whole"] is not None:
             metrics["val_top1_whole_batches"] = scores["whole"]
         say(f"epoch {metrics['epoch']:3d}  train loss {metrics['train_loss']:.4f} top-1 {metrics['train_top1']:6.1%}   val loss "
@@ -269,28 +320,49 @@ class Run:
                 + ("Try --init he: the published initialisation needs much data and time" if self.options["init"] == "published" else
                    "Try a larger --lr, more epochs of warm-up, or fewer classes; and see that the images are in the right folders"))
         state |= {"epoch": state["epoch"] + 1, "batch": 0, "sums": [0.0, 0, 0], "seconds": 0.0, "metrics": state["metrics"] + [metrics]}
+        self.network.scores()      # sets them back
         if metrics["val_top1"] > state["best"]:
             state["best"] = metrics["val_top1"]
+            self.require_finite()
             save(self.folder / "best.safetensors", self.network, {"epoch": state["epoch"], "val_top1": state["best"]}, optimizer=False)
         self.save()
-        self.write_metrics(seen=report.augmented(self.input, *self.last[3:], self.device) if self.last else None, **collect.found())
+        self.write_metrics(metrics["epoch"] - 1, collect)
         return True
 
+    def last_again(self, epoch):
+        """`last` of an epoch behind whose last step the run was resumed."""
+        for at in range(len(self.train) - 1, -1, -1):
+            batch, step = next(self.train.epoch(epoch, at)), self.state["step"] - 1
+            if len(batch):
+                views = self.input.draw(self.options["seed"], epoch, batch.index)
+                return batch.images, batch.labels, views, step, self.schedule(step, self.state["metrics"][:epoch])
+        raise UserError(f"no training image could be read from {self.train.folder.root}")
+
     def time_split(self):
-        """Seconds of a step: waiting for data, of all steps since the last epoch; the rest of the one that was looked at."""
+        """Seconds of a step, an epoch's mean: forward, backward and update as in the one that was looked at; data, the wait for pictures; and
+        what else there is."""
         began, waited = self.waited
         self.waited = self.state["step"], self.train.wait_seconds
         parts = {"data": (self.train.wait_seconds - waited) / max(1, self.state["step"] - began), "forward": 0.0, "backward": 0.0, "update": 0.0}
         for place, seconds in self.times.items():
             part = place.split()[-1]
             parts[part if part in parts else "forward"] += seconds      # the loss belongs to forward
+        rest = self.state["seconds"] / len(self.train) - (sum(parts.values()) - parts["data"])
+        if self.device.name == "cuda":      # which works while the host waits for pictures: only what it is short of counts
+            parts["data"] = max(0.0, min(parts["data"], rest))
+        parts["other"] = max(0.0, rest - parts["data"])
         slowest = sorted(self.times.items(), key=lambda item: -item[1])[:8]
         return {"seconds": parts, "slowest": [list(item) for item in slowest]} if self.times else {}
 
-    def write_metrics(self, **pictures):
-        metrics = self.state["metrics"]
-        write_beside(self.folder / "metrics.jsonl", "".join(json.dumps(m) + "\n" for m in metrics))
-        report.write(self.folder, self.config, metrics, **report.first_filters(self.network), **pictures)
+    def lines(self):
+        return "".join(json.dumps(m) + "\n" for m in self.state["metrics"])
+
+    def write_metrics(self, epoch, collect):
+        """The report and then metrics.jsonl, by which a resumed run sees whether it must write them again."""
+        images, _, views, *_ = self.last or self.last_again(epoch)
+        seen = report.augmented(self.input, images[:SHOWN], views[:SHOWN], self.device, self.mean)
+        report.write(self.folder, self.config, self.state["metrics"], seen=seen, **report.first_filters(self.network), **collect.found())
+        write_beside(self.folder / "metrics.jsonl", self.lines())
 
     def stop(self):
         self.save()
@@ -302,32 +374,43 @@ def evaluate(network, loader, input, interrupts=None, each=None):
     """Centre-crop scores over a loader. -> {"loss", "top1", "top5", "images", "whole"}, or None if interrupted.
 
     "whole" is top-1 over the batches that are full, None where there is none. each(batch, losses, ranks) is called for every batch.
+    The scores of a training epoch that the network holds stay as they are.
     """
-    count, whole = 0, [0, 0]
-    for batch in loader.epoch(0):
-        if interrupts is not None and interrupts.signal is not None:
-            network.scores()      # or the training epoch would count them
-            return None
-        if not len(batch):
-            continue
-        network.evaluate(batch.images, batch.labels, input.centre(len(batch)))
-        count += len(batch)
-        if each:
-            losses, ranks = network.results(len(batch))
-            if len(batch) == loader.batch:
-                whole = [whole[0] + int((ranks < 1).sum()), whole[1] + len(batch)]
-            each(batch, losses, ranks)
+    totals, count, whole = network.arrays["output totals"], 0, [0, 0]
+    before = network.device.to_numpy(totals)
+    totals.fill(0)
+    try:
+        for batch in loader.epoch(0):
+            if interrupts is not None and interrupts.signal is not None:
+                return None
+            if not len(batch):
+                continue
+            network.evaluate(batch.images, batch.labels, input.centre(len(batch)))
+            count += len(batch)
+            if each:
+                losses, ranks = network.results(len(batch))
+                if len(batch) == loader.batch:
+                    whole = [whole[0] + int((ranks < 1).sum()), whole[1] + len(batch)]
+                each(batch, losses, ranks)
+        loss, top1, top5 = network.scores()
+    finally:
+        network.device.upload(totals, before)
     if not count:
         raise UserError(f"no image could be read from {loader.folder.root}")
-    loss, top1, top5 = network.scores()
     return {"loss": loss / count, "top1": top1 / count, "top5": top5 / count, "images": count, "whole": whole[0] / whole[1] if whole[1] else None}
 
 
 def say(text):
     """A line of the run's report; progress bars step aside for it."""
     from tqdm import tqdm
-    tqdm.write(text, file=sys.stdout)
-    sys.stdout.flush()
+    try:
+        tqdm.write(text, file=sys.stdout)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())      # or what is left would fail again at the end
+        raise UserError(f"standard output cannot be written ({error.strerror}): {text}") from None
 
 
 def main(arguments=None):

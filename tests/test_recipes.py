@@ -60,9 +60,17 @@ def test_options_beside_a_recipe_win():
     assert (way.rotation, way.flip, way.zoom, way.fit) == (5, "none", (0.8, 1.2), "squash")
     assert settled("--recipe", "2012", "--size", "114")["side"] == round(114 * 256 / 227) and settled("--recipe", "2012", "--size", "114", "--side", "120")["side"] == 120
     other = settled("--recipe", "small", "--net", "owt")
-    assert other["net"] == "owt" and other["size"] is None      # the recipe's size was for its own net
+    assert (other["net"], other["size"], other["side"]) == ("owt", None, None)      # the recipe's sizes were for its own net
+    assert settled("--recipe", "2012", "--net", "half", "--size", "112")["size"] == 112 and not settled("--recipe", "keras", "--no-drop-last")["drop_last"]
+    assert keras_has_none_of_sgds(options) is False and keras_has_none_of_sgds(settled("--recipe", "keras"))
+    with pytest.raises(UserError, match="--momentum is for --optimizer sgd, Adam has no such thing here: leave it out"):
+        settled("--recipe", "keras", "--momentum", "0.3")
     with pytest.raises(UserError, match="--init 2012-code is not for half"):
         nets.build("half", 3).initial("2012-code", 0)
+
+
+def keras_has_none_of_sgds(options):
+    return all(options[name] is None for name in ("momentum", "weight_decay", "form", "bias_lr", "bias_decay"))
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +95,7 @@ def test_the_keras_recipe_counts_steps_and_validation_as_keras_does(pictures, tm
     assert all(round(m["val_top1_whole_batches"] * 16, 6) % 1 == 0 and round(m["val_top1"] * 21, 6) % 1 == 0 for m in metrics)      # 21 // 8 * 8 images
     assert "as Keras counts" in capsys.readouterr().out
     kept = load(out / "last.safetensors")[1]
-    assert {name.split()[0] for name in kept} == {"velocity", "square"} and (kept["square conv1.weight"] >= 0).all()
+    assert {name.split()[0] for name in kept} == {"velocity", "square", "totals"} and (kept["square conv1.weight"] >= 0).all()
     assert read_config(out)["input"]["fit"] == "squash" and evaluate.main([str(out), "--data", str(pictures)]) == 0
     with pytest.raises(UserError, match="--batch 64: the 39 images of .* do not fill one, and --drop-last leaves out what is less"):
         train.main([*command[:-4], "--out", str(tmp_path / "other"), "--batch", "64"])

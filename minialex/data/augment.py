@@ -57,6 +57,8 @@ class Input:
     def __post_init__(self):
         if self.side < self.size:
             raise UserError(f"--side {self.side}: pictures must be decoded at no less than the input's {self.size} pixels")
+        if self.mean == "image" and (self.brightness or self.contrast or self.saturation):      # they would change the difference from it
+            raise UserError("--augment mean=image goes with none of brightness, contrast and saturation: use mean=colour")
 
     @classmethod
     def from_config(cls, config):
@@ -200,7 +202,7 @@ def keras_affine(size, theta, tx, ty, shear, zx, zy):
 CHOICES = {"crop": ("random", "resized", "centre"), "flip": ("h", "v", "hv", "none"), "fill": FILLS, "pca": ("none", "eigenvalue", "std")}
 EXPECTED = {key: f"expected {', '.join(values[:-1])} or {values[-1]}" for key, values in CHOICES.items()} | {
     "mean": "expected colour, image, none, or three numbers R:G:B", "scale": "expected a number, such as 1/255, or three R:G:B",
-    "area": "expected LOW:HIGH, parts of the picture's area", "ratio": "expected LOW:HIGH, width to height", "zoom": "expected Z below 1, or LOW:HIGH",
+    "area": "expected LOW:HIGH, parts of the picture's area", "ratio": "expected LOW:HIGH, width to height", "zoom": "expected Z below 1, or LOW:HIGH up to 100",
     "shift": "expected a part of the picture's side from 0 to 1, or HEIGHT:WIDTH", "brightness": "expected a number from 0 to 1",
     "contrast": "expected a number from 0 to 1", "saturation": "expected a number from 0 to 1"}
 
@@ -212,7 +214,7 @@ def parsed(key, value):
     if key == "mean" and value in ("colour", "image", "none"):
         return (0.0,) * 3 if value == "none" else value
     numbers = tuple(float(of) / float(by or 1) for of, _, by in (number.partition("/") for number in value.split(":")))
-    require(numbers, all(map(math.isfinite, numbers)))
+    require(numbers, all(map(math.isfinite, numbers)) and (key != "scale" or all(numbers)) and (key != "zoom" or max(numbers) <= 100))
     if key in ("mean", "scale"):
         return require(numbers * (3 if key == "scale" and len(numbers) == 1 else 1), len(numbers) == 3 or key == "scale" and len(numbers) == 1)
     if key == "zoom" and len(numbers) == 1:
@@ -255,6 +257,6 @@ def measure(source, side, fit, most=10_000, image=False, progress=None):
     mean = total / (count * side * side)
     values, vectors = np.linalg.eigh(square / (count * side * side) - np.outer(mean, mean))
     order = np.argsort(-values)
-    vectors = vectors[:, order] * np.sign(vectors[:, order].sum(axis=0))      # eigh leaves the sign open
+    vectors = vectors[:, order] * np.where(vectors[:, order].sum(axis=0) < 0, -1, 1)      # eigh leaves the sign open
     return ({"mean": mean, "eigenvalues": np.maximum(values[order], 0), "eigenvectors": vectors},
             (pictures / count).astype(np.float32) if image else None)

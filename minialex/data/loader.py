@@ -37,8 +37,8 @@ class Loader:
 
     Pictures of a folder are kept once decoded if all fit into `cache_mb`; packed ones are copied from their memory map,
     which is cache enough. A file that cannot be read is left out of its batch, which may thus be empty, told once through
-    `warn`, and kept with its reason in `unreadable`. drop_last leaves out what does not fill a batch. `wait_seconds` is the time that was
-    spent waiting for data.
+    `warn`, and kept with its reason in `unreadable`. `cache_bytes` is what the decoded pictures come to take; drop_last leaves
+    out what does not fill a batch. `wait_seconds` is the time that was spent waiting for data.
     """
 
     def __init__(self, folder, size, batch, *, fit="crop", seed=0, shuffle=True, drop_last=False, workers=2, cache_mb=1024, warn=None):
@@ -61,6 +61,7 @@ class Loader:
         fits = not self._packed and count * size * size * 3 <= cache_mb * 2**20
         self._cache = np.empty((count, size, size, 3), np.uint8) if fits else None
         self._cached = np.zeros(count, bool)
+        self.cache_bytes = 0 if self._cache is None else self._cache.nbytes
 
     def __len__(self):
         return len(self.folder) // self.batch if self.drop_last else -(-len(self.folder) // self.batch)

@@ -21,7 +21,7 @@ def open_device(name="auto", threads=None, announce=None):
         from . import cuda
         missing = cuda.why_not()
         if not missing:
-            return cuda.CUDA(), "asked for" if name == "cuda" else "a working GPU was found"
+            return cuda.CUDA(threads), "asked for" if name == "cuda" else "a working GPU was found"
         if name == "cuda":
             raise UserError(f"--device cuda: {missing}")
         reason = missing

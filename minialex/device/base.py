@@ -1,6 +1,7 @@
 """What every device promises: arrays, launches, matrix products, and recordings of them."""
 
 import contextlib
+import os
 import time
 
 import numpy as np
@@ -15,6 +16,7 @@ class Device:
     recording = None
     place = ""               # what is being launched, for reports: "conv1 forward"
     tile = None              # floats of columns that stay in a core's cache; None: as many as there is room for
+    decoders = property(lambda self: self.threads)      # threads that may decode pictures for it
     chunk = None             # images that a share takes through the convolutional layers at a time; None: all of them
 
     def images_at_once(self, outputs):
@@ -85,6 +87,11 @@ class Tape:
             self.device.synchronize()
             took[place] = took.get(place, 0.0) + time.perf_counter() - began
         return took
+
+
+def cores():
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def check_product(a, b, c, transpose_a, transpose_b):

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import UserError
-from .base import Device, check_product
+from .base import Device, check_product, cores
 from .kernel import declarations, source_text, sources
 
 # NaN must be seen, so -ffinite-math-only and -ffast-math stay out; the rest is what vectorises sums and square roots.
@@ -116,7 +116,7 @@ class CPU(Device):
     tile = 1 << 19           # 2 MB: measured best from 1 to 2.4 MB; beyond, matrix products wait for memory
 
     def __init__(self, threads=None, announce=None):
-        available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        available = cores()
         if threads is not None and threads < 1:
             raise UserError(f"--threads {threads}: expected at least 1")
         self.threads = threads or available

@@ -4,7 +4,7 @@ import importlib.util
 
 import numpy as np
 
-from .base import Device, check_product
+from .base import Device, check_product, cores
 from .kernel import source_text, sources
 
 ROWS_PER_BLOCK = 4               # as in grid.cuh: a block of 128 threads has 4 warps, a row each
@@ -34,11 +34,12 @@ def why_not():
 
 
 class CUDA(Device):
-    """One GPU. Launches are queued on CuPy's current stream; reading a result waits for them."""
+    """One GPU. Launches are queued on CuPy's current stream; reading a result waits for them. `threads` are those that decode."""
 
-    name = "cuda"
+    name, decoders = "cuda", None
 
-    def __init__(self):
+    def __init__(self, threads=None):
+        self.decoders = threads or cores()
         import cupy
         from cupy_backends.cuda.libs import cublas
         self.cupy, self.cublas, self.array_type = cupy, cublas, cupy.ndarray

@@ -172,7 +172,8 @@ def test_a_config_gives_the_same_input_back():
 
 
 @pytest.mark.parametrize("text, words", [
-    ("crop=left", "--augment crop=left: expected random, resized or centre"), ("zoom", "--augment zoom: expected Z below 1, or LOW:HIGH"),
+    ("crop=left", "--augment crop=left: expected random, resized or centre"), ("zoom", "--augment zoom: expected Z below 1, or LOW:HIGH"), ("zoom=1:101", "expected Z below 1, or LOW:HIGH up to 100"),
+    ("scale=0", "--augment scale=0: expected a number"), ("mean=image,contrast=0.1", "mean=image goes with none of brightness, contrast and saturation"),
     ("turn=3", "--augment turn=3: the keys are mean, scale, crop"), ("rotation=-3", "--augment rotation=-3: expected a number of 0 or more"),
     ("rotation=x", "--augment rotation=x: expected a number of 0 or more"), ("scale=1/0", "--augment scale=1/0: expected a number, such as 1/255"),
     ("mean=1:2", "--augment mean=1:2: expected colour, image, none, or three numbers R:G:B"), ("area=0:1", "--augment area=0:1: expected LOW:HIGH"),
