@@ -79,10 +79,9 @@ def settle(args):
         check_ranges(options)
         return options, config, run
     own = dict(RECIPES.get(args["recipe"]) or ({} if args["data"] or args["train"] or args["val"] else SHAPES_DEFAULTS))
-    if args["net"] not in (None, own.get("net", "half")):      # the sizes are those of the recipe's own net
-        own = {name: value for name, value in own.items() if name not in ("size", "side")}
-    if args["size"] and "side" in own:      # the recipe's share of the picture
-        own["side"] = round(args["size"] * own["side"] / own["size"])
+    own.pop("side", None)      # depends on the input size and on the data, see train.input_of
+    if args["net"] not in (None, own.get("net", "half")):      # the size is for the recipe's own net
+        own.pop("size", None)
     options = {name: own.get(name, DEFAULTS.get(name)) if value is None else value for name, value in args.items()}
     if options["optimizer"] == "adam":
         for name in SGD_ONLY:

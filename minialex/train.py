@@ -23,6 +23,7 @@ from .errors import UserError, run_command
 from .network import Network
 from .optim import SGD, Adam, Schedule
 from .options import parse, require_new, settle
+from .recipes import RECIPES
 
 SAVE_EVERY = 600        # seconds between checkpoints inside a long epoch
 SHOWN = 24              # augmented pictures in the report
@@ -52,8 +53,10 @@ def describe_machine(device):
 
 
 def input_of(options, net, train):
-    """How the net takes pictures: as the options say, as they were packed if they do not."""
-    side, fit = options["side"] or getattr(train, "size", net.side), options["fit"] or getattr(train, "fit", "crop")
+    """How the net takes pictures: as the options say, else as they were packed, else as much of them as the recipe takes."""
+    recipe = RECIPES.get(options["recipe"], {})
+    usual = round(net.size * recipe["side"] / recipe["size"]) if recipe.get("net") == net.name else net.side
+    side, fit = options["side"] or getattr(train, "size", usual), options["fit"] or getattr(train, "fit", "crop")
     return Input(side, net.size, fit).with_text(options["augment"])
 
 

@@ -1,6 +1,7 @@
 """The recipes: what each asks for, how options given beside them win, and a short run of each kind."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ def input_of(options):
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_is_whole_and_its_options_are_those_of_the_command(name):
     recipe, options = RECIPES[name], settled("--recipe", name)
-    assert set(recipe) <= set(DEFAULTS) and all(options[key] == value for key, value in recipe.items())
+    assert set(recipe) <= set(DEFAULTS) and all(options[key] == value for key, value in recipe.items() if key != "side")
     way = input_of(options)
     assert (way.size, way.side) == (recipe["size"], recipe["side"])
     assert way.to_measure or way.draw(0, 0, range(3)).shape == (3, 18)
@@ -55,12 +56,15 @@ def test_what_the_sources_say():
 
 def test_options_beside_a_recipe_win():
     options = settled("--recipe", "keras", "--epochs", "3", "--optimizer", "sgd", "--augment", "rotation=5,flip=none", "--size", "112")
-    assert (options["epochs"], options["optimizer"], options["lr"], options["size"], options["side"]) == (3, "sgd", 0.001, 112, 112)
+    assert (options["epochs"], options["optimizer"], options["lr"], options["size"]) == (3, "sgd", 0.001, 112)
     way = input_of(options)
-    assert (way.rotation, way.flip, way.zoom, way.fit) == (5, "none", (0.8, 1.2), "squash")
-    assert settled("--recipe", "2012", "--size", "114")["side"] == round(114 * 256 / 227) and settled("--recipe", "2012", "--size", "114", "--side", "120")["side"] == 120
+    assert (way.rotation, way.flip, way.zoom, way.fit, way.side) == (5, "none", (0.8, 1.2), "squash", 112)
+    assert input_of(settled("--recipe", "2012", "--size", "114")).side == round(114 * 256 / 227)
+    assert input_of(settled("--recipe", "2012", "--size", "114", "--side", "120")).side == 120
     other = settled("--recipe", "small", "--net", "owt")
-    assert (other["net"], other["size"], other["side"]) == ("owt", None, None)      # the recipe's sizes were for its own net
+    assert (other["net"], other["size"], input_of(other).side) == ("owt", None, 256)      # the recipe's sizes were for its own net
+    packed = SimpleNamespace(size=250, fit="crop")
+    assert train.input_of(settled("--recipe", "2012"), nets.build("paper", 10), packed).side == 250
     assert settled("--recipe", "2012", "--net", "half", "--size", "112")["size"] == 112 and not settled("--recipe", "keras", "--no-drop-last")["drop_last"]
     assert keras_has_none_of_sgds(options) is False and keras_has_none_of_sgds(settled("--recipe", "keras"))
     with pytest.raises(UserError, match="--momentum is for --optimizer sgd, Adam has no such thing here: leave it out"):

@@ -151,6 +151,7 @@ def test_a_step_is_timed_by_events(device):
 def test_auto_takes_the_gpu(gpu):
     device, reason = open_device("auto")
     assert device.name == "cuda" and reason == "a working GPU was found"
+    assert device.decoders == len(os.sched_getaffinity(0)) and open_device("cuda", 3)[0].decoders == 3      # threads that decode pictures
 
 
 def test_arrays_come_back_as_they_went(device):
