@@ -12,7 +12,7 @@ import numpy as np
 from .checkpoint import open_network, read_config, write_beside
 from .data.augment import Input
 from .data.folder import ImageFolder, open_unlabelled
-from .data.listing import _wnids
+from .data.listing import wnids_of
 from .data.loader import Loader
 from .device import open_device
 from .errors import UserError, run_command, shown
@@ -79,7 +79,7 @@ def numbers_of(classes, root):
     """
     if not all(re.fullmatch(r"n\d{8}", name) for name in classes):
         return range(1, len(classes) + 1)
-    number = {wnid: number for number, wnid in _wnids(root, f"--csv-form ilsvrc for {shown(root)}").items()}
+    number = {wnid: number for number, wnid in wnids_of(root, f"--csv-form ilsvrc for {shown(root)}").items()}
     strange = [name for name in classes if name not in number]
     if strange:
         raise UserError(f"--csv-form ilsvrc: the development kit near {shown(root)} knows no class {strange[0]}")

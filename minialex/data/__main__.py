@@ -7,13 +7,13 @@ import sys
 import time
 
 from ..errors import UserError, run_command, shown
-from .folder import SPLITS, _pairs, find_splits, open_split
+from .folder import SPLITS, find_splits, open_split, split_pairs
 from .pack import expected, faults, is_pack, pack, progress_of, read_index
 
 
 def sources_of(data, out):
     """[(data source, the folder that it is packed into)] of a set that holds both splits, or of one folder or list."""
-    if not is_pack(data) and os.path.isdir(data) and any(all(map(os.path.exists, pair)) for pair in _pairs(data)):
+    if not is_pack(data) and os.path.isdir(data) and any(all(map(os.path.exists, pair)) for pair in split_pairs(data)):
         found = [(source, os.path.join(out, name)) for source, name in zip(find_splits(data), ("train", "val"))]
         if is_pack(out):
             raise UserError(f"{shown(out)} holds one packed folder, and {shown(data)} has two to be packed: name another folder")

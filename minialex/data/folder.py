@@ -56,7 +56,7 @@ def find_splits(data=None, train=None, val=None):
     train, val = (os.fspath(train), os.fspath(val)) if data is None else _splits_of(os.fspath(data))
     # Looked at first: listing a large set only to refuse it would take a while.
     if os.path.isdir(train) and os.path.isdir(val) and (found := _class_folders(train)) and (others := _class_folders(val)):
-        _same_classes(val, others, found)
+        same_classes(val, others, found)
     training = open_split(train)
     if len(training.classes) < 2:
         raise UserError(f"{shown(train)} has only one class, {_names(training.classes)}: telling classes apart needs two or more")
@@ -65,7 +65,7 @@ def find_splits(data=None, train=None, val=None):
 
 def open_validation(data, classes):
     """The validation part of a set that holds one, else `data` itself as a split."""
-    there = [val for _, val in _pairs(os.fspath(data)) if os.path.exists(val)]
+    there = [val for _, val in split_pairs(os.fspath(data)) if os.path.exists(val)]
     return open_split(_unwrapped(there[0]) if there else data, classes)
 
 
@@ -89,7 +89,7 @@ def open_folder(dir, classes=None):
     if not found:
         return _open_flat(root, classes)
     if classes is not None:
-        _same_classes(root, found, classes)
+        same_classes(root, found, classes)
     paths, counts = images_in(root, found)
     empty = [name for name, count in zip(found, counts) if not count]
     if len(empty) == len(found):
@@ -124,7 +124,7 @@ def _open_flat(root, classes):
                         "ILSVRC2012_validation_ground_truth.txt or LOC_val_solution.csv beside it must tell their classes")
     there = sorted(set(truth))
     if classes is not None:
-        _same_classes(root, there, classes, all=False)
+        same_classes(root, there, classes, all=False)
     label = {name: i for i, name in enumerate(there if classes is None else classes)}
     return ImageFolder(root, list(label), Paths.of(root, names), np.array([label[name] for name in truth], np.int32))
 
@@ -179,7 +179,7 @@ def _is_text(path):
         raise UserError(f"{shown(path)} cannot be read: {error.strerror}") from error
 
 
-def _pairs(data):
+def split_pairs(data):
     for inside in INSIDE:
         for pair in SPLITS:
             yield [os.path.join(data, inside, name) for name in pair]
@@ -187,7 +187,7 @@ def _pairs(data):
 
 def _splits_of(data):
     there = {entry.name for entry in entries(data)}
-    for pair in _pairs(data):
+    for pair in split_pairs(data):
         if all(map(os.path.exists, pair)):
             return [_unwrapped(split) for split in pair]
     archives = [f"{name}.tar" for pair in SPLITS for name in pair if f"{name}.tar" in there]
@@ -211,7 +211,7 @@ def _class_folders(root):
     return sorted(entry.name for entry in entries(root) if entry.is_dir() and entry.name != "__MACOSX")
 
 
-def _same_classes(root, found, classes, all=True):
+def same_classes(root, found, classes, all=True):
     there, wanted = set(found), set(classes)
     missing = [name for name in classes if all and name not in there]
     extra = [name for name in found if name not in wanted]

@@ -264,7 +264,7 @@ def read_truth(root, names):
         # Line i belongs to the image that has the number i in its name, whether or not the others are there.
         truth = {number: line.split()[0] for number, line in _lines(path)}
         if all(map(is_number, truth.values())):
-            wnids = _wnids(root, path)
+            wnids = wnids_of(root, path)
             truth = {number: wnids.get(int(word)) for number, word in truth.items()}
         numbers = [re.search(r"_(\d{8})\.\w+$", name) for name in names]
         keys = [number and int(number[1]) for number in numbers]
@@ -289,7 +289,7 @@ def _near(root, names):
         folder = os.path.dirname(folder)
 
 
-def _wnids(root, truth):
+def wnids_of(root, truth):
     """{ILSVRC2012_ID: wnid}. The IDs do not follow the order of the wnids, so a sorted list of these does not tell them."""
     for path in _near(root, SYNSETS):
         if path.endswith(".mat"):

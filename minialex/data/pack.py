@@ -125,8 +125,8 @@ def open_pack(path, classes=None):
         raise UserError(f"{shown(os.path.join(root, name))} {reason}{more}: {AGAIN}")
     packed = Packed(root, index)
     if classes is not None and packed.classes != list(classes):
-        from .folder import _same_classes
-        _same_classes(root, packed.classes, classes)
+        from .folder import same_classes
+        same_classes(root, packed.classes, classes)
         number = {name: label for label, name in enumerate(classes)}
         to = np.array([number[name] for name in packed.classes] + [-1], np.int32)      # the last is what label -1 takes
         packed.classes, packed.labels = list(classes), to[packed.labels]
