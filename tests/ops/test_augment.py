@@ -42,6 +42,17 @@ def test_a_crop_is_a_slice(device, n, side, size):
         np.testing.assert_allclose(y, truth, rtol=1e-6, atol=1e-4)
 
 
+@pytest.mark.parametrize("fill", FILLS)
+@pytest.mark.parametrize("warp", [(1, 0, 2, 0, 0.5, 1), (1, 0, 2, 0, 1, 0.5), (1, 0, 0.5, 0, 1, 1), (1, 0, -3, 0, 1, 2), (1, 0, 2, 0, 1, 9), (1, 0, 2, 0, -1, 3),
+                                  (0.5, 0, 1, 0, 1, 0), (1, 0.5, 0, 0, 1, 0), (1, 0, 40, 0, 1, -70)], ids=str)
+def test_what_is_nearly_a_crop_is_none(device, warp, fill):
+    """Whole rows but not columns, or the other way round, and pieces that reach outside."""
+    images = np.random.default_rng(4).integers(0, 256, (1, 11, 11, 3), np.uint8)
+    view = np.concatenate([warp, PLAIN]).astype(np.float32)[None]
+    truth = augment_images(images, view, 7, fill=fill, constant=77.0, device="numpy")
+    np.testing.assert_allclose(to_host(augment_images(images, view, 7, fill=fill, constant=77.0, device=device)), truth, atol=1e-3)
+
+
 def test_the_mean_image_moves_with_the_picture(device):
     images = np.random.default_rng(0).integers(0, 256, (3, 20, 20, 3), np.uint8)
     views = maps(np.random.default_rng(1), 3, 20, 16)
