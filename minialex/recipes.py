@@ -45,7 +45,6 @@ SMALL = {
     "net": "half", "size": 192, "side": 219, "batch": 32, "epochs": 50,
     "augment": "crop=resized,area=0.25:1,flip=h,brightness=0.2",
     "optimizer": "sgd", "lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4, "form": "2012", "schedule": "cosine,warmup:3", "init": "he",
-    "label_smoothing": 0.1,
 }
 
 RECIPES = {"keras": KERAS, "2012": PAPER, "2012-code": PAPER_CODE, "caffe": CAFFE, "torchvision": TORCHVISION, "small": SMALL}
