@@ -415,14 +415,17 @@ def test_a_full_disk(folder, ready, tmp_path, monkeypatch, number, files, said):
 
 @pytest.mark.slow
 def test_kill_at_any_time(tmp_path):
-    """kill -9 after random times, until a command gets through."""
+    """kill -9 at random moments before the middle of what an undisturbed command takes, until one gets through."""
     draw(tmp_path / "set", 600)
-    command = [sys.executable, "-m", "minialex.data", "pack", tmp_path / "set", tmp_path / "out", "--shard-mb", "2", "--workers", "2"]
+    command = [sys.executable, "-m", "minialex.data", "pack", tmp_path / "set", tmp_path / "undisturbed", "--shard-mb", "2", "--workers", "1"]
     environment, kills, seen, times = {**os.environ, "PYTHONPATH": str(ROOT)}, 0, set(), random.Random(1)
+    began = time.perf_counter()
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+    whole, command[5] = time.perf_counter() - began, tmp_path / "out"
     while True:
         process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         try:
-            process.communicate(timeout=0.25 + times.random() * 0.3)
+            process.communicate(timeout=whole * times.uniform(0.3, 0.45))
             break
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
@@ -431,7 +434,6 @@ def test_kill_at_any_time(tmp_path):
             seen.add(len(list(tmp_path.glob("out/shard-*"))))
         assert kills < 200
     assert process.returncode == 0 and kills > 3 and len(seen) > 2, (process.returncode, kills, seen)
-    pack(open_folder(tmp_path / "set"), tmp_path / "undisturbed", 256, shard_mb=2, warn=lambda sentence: None)
     assert contents(tmp_path / "out") == contents(tmp_path / "undisturbed") and len(open_pack(tmp_path / "out")) == 598
 
 
