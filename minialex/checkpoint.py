@@ -38,6 +38,17 @@ def write_beside(path, data):
             beside.unlink(missing_ok=True)
 
 
+def take_lock(file, sentence):
+    """Locks a file or folder, open, until it is closed or the process ends; a UserError with this sentence if another process has it."""
+    try:
+        import fcntl
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(sentence) from None
+    except (ImportError, OSError):      # a system or a network file system without such locks
+        pass
+
+
 class Lock:
     """Keeps a second run out of a run folder until it is released, or the process ends in whatever way; first removes what a kill has
     left half written there."""
@@ -47,13 +58,7 @@ class Lock:
             self.file = open(Path(folder) / ".lock", "w")
         except OSError as error:
             raise UserError(f"the run folder {folder} cannot be written ({error.strerror}): make it writable, or give another --out") from None
-        try:
-            import fcntl
-            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"another run is writing to {folder} now: wait for it, or give another --out") from None
-        except (ImportError, OSError):      # a system or a network file system without such locks
-            pass
+        take_lock(self.file, f"another run is writing to {folder} now: wait for it, or give another --out")
         for path in Path(folder).iterdir():
             if UNFINISHED.fullmatch(path.name):
                 with contextlib.suppress(OSError):

@@ -13,6 +13,7 @@ from .data.folder import open_validation
 from .data.loader import Loader
 from .device import open_device
 from .errors import UserError, run_command, shown
+from .ops.softmax import label_rank
 from .train import say
 
 MOST_LISTED = 30        # classes whose accuracies are printed; of more, the WORST
@@ -37,11 +38,9 @@ def probabilities(network, images, labels, views):
 
 def losses_and_ranks(p, labels):
     """What the network tells of one view, from probabilities (n, classes): -log of the label's, and how many classes come before it."""
-    rows, classes = np.arange(len(p)), np.arange(p.shape[1])
-    own = p[rows, labels][:, None]
-    before = ~(p <= own) | (p == own) & (classes < labels[:, None])
-    before[rows, labels] = False
-    return -np.log(np.maximum(own[:, 0], LEAST)), before.sum(axis=1)
+    ranks = np.empty(len(p), np.int64)
+    label_rank.reference(len(p), p, labels, ranks, p.shape[1])
+    return -np.log(np.maximum(p[np.arange(len(p)), labels], LEAST)), ranks
 
 
 def look(network, loader, input, ten=False):

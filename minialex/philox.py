@@ -27,7 +27,7 @@ def philox(key, c0, c1=0, c2=0, c3=0):
 
 
 def below(words, n):
-    """Words made into integers 0 .. n - 1; integer arithmetic, so that every device draws the same."""
+    """Words made into integers 0 .. n - 1, n one number or one for each word; integer arithmetic, so that every device draws the same."""
     return (words.astype(np.uint64) * np.uint64(n) >> HIGH).astype(np.int64)
 
 

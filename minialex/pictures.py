@@ -12,6 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, PercentFormatter
 from PIL import Image, ImageDraw, ImageFont
 
+from .report import SHOWN
+
 STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#888888", "axes.grid": True,
          "axes.axisbelow": True, "grid.color": "#e4e4e4", "xtick.color": "#555555", "ytick.color": "#555555", "axes.labelcolor": "#333333",
          "axes.titlesize": 9, "axes.titlelocation": "left", "legend.frameon": False, "legend.fontsize": 8, "lines.linewidth": 1.4}
@@ -20,7 +22,7 @@ PHASES = {"data": "#c9c9c9", "forward": "#8fb3d6", "backward": "#3f6fa3", "updat
 DPI = 144       # 1.5 times the 96 of a page's pixel
 WIDTH = 7.3     # inches of a figure as wide as the page's text
 NUMBERED = 20   # most classes whose confusion is written in numbers
-TILE, COLUMNS, SHOWN = 124, 8, 24       # of a batch: pixels a picture, pictures a row, pictures in all
+TILE, COLUMNS = 124, 8                  # of a batch: pixels a picture, pictures a row
 CELL, BAR = 190, 26                     # of predictions: pixels a picture is wide, a line is high
 RIGHT, WRONG, INK, PALE = "#efb184", "#c6d8ea", "#222222", "#777777"
 

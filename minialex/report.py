@@ -13,6 +13,7 @@ from .checkpoint import load_mean, open_network, read_config, write_beside
 from .errors import UserError, run_command, shown
 from .ops.augment import augment_images
 
+SHOWN = 24              # augmented pictures
 HANDFUL = 10            # pictures whose predictions are shown
 MOST_CLASSES = 4096     # beyond which a confusion matrix takes more memory than it tells
 # What `findings` calls conspicuous.
@@ -115,7 +116,8 @@ def write(folder, config, metrics, *, filters=None, groups=1, seen=None, predict
         total = sum(spent.values())
         shares = ", ".join(f"{name} {percent(of / total if total else 0)}" for name, of in spent.items())
         section("Time", f"A step of epoch {timed[-1]['epoch']} took {1000 * total:,.{0 if total >= 0.1 else 1}f} ms: {shares}. Data is the time in "
-                "which a step waited for its pictures, other what the rest of the epoch took.", figure("time.png", pictures.time(metrics), "Where the time of a step went.", "time per step"),
+                "which a step waited for its pictures, other what the rest of the epoch took.",
+                figure("time.png", pictures.time(metrics), "Where the time of a step went.", "time per step"),
                 table(["slowest layers", "ms per step"], [[name, f"{1000 * of:,.2f}"] for name, of in slowest]) if slowest else "")
     parts.append("<section><h2>Settings</h2>" + table(["option", "value"], settings(config)) + "</section>")
     for name, image in drawn.items():
@@ -275,7 +277,6 @@ def main(arguments=None):
     from .data.augment import Input
     from .data.loader import Loader
     from .device import open_device
-    from .pictures import SHOWN
     from .train import open_data, say
     parser = argparse.ArgumentParser(prog="python -m minialex.report", description="Write a run's report.html anew, from what its folder holds.")
     parser.add_argument("run", help="run folder of minialex.train")

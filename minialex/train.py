@@ -26,7 +26,6 @@ from .options import parse, require_new, settle
 from .recipes import RECIPES
 
 SAVE_EVERY = 600        # seconds between checkpoints inside a long epoch
-SHOWN = 24              # augmented pictures in the report
 READ_EVERY = 0.5        # seconds between readings of the loss, for which a GPU must finish what is queued
 
 
@@ -363,7 +362,7 @@ class Run:
     def write_metrics(self, epoch, collect):
         """The report and then metrics.jsonl, by which a resumed run sees whether it must write them again."""
         images, _, views, *_ = self.last or self.last_again(epoch)
-        seen = report.augmented(self.input, images[:SHOWN], views[:SHOWN], self.device, self.mean)
+        seen = report.augmented(self.input, images[:report.SHOWN], views[:report.SHOWN], self.device, self.mean)
         report.write(self.folder, self.config, self.state["metrics"], seen=seen, **report.first_filters(self.network), **collect.found())
         write_beside(self.folder / "metrics.jsonl", self.lines())
 

@@ -9,7 +9,7 @@ import sys
 
 import numpy as np
 import pytest
-from PIL import Image
+from test_train import draw_classes
 
 from minialex import evaluate, predict, train
 from minialex.checkpoint import open_network
@@ -25,20 +25,11 @@ CLASSES = list(COLOURS)
 WRONG = "amber/02.jpg", "blue/00.jpg", "grey/01.jpg"      # pictures of another colour than their folder's
 
 
-def picture(colour, random):
-    return Image.fromarray(np.clip(np.array(colour) + random.normal(0, 60, (90, 100, 3)), 0, 255).astype(np.uint8))
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """Six classes told apart by colour; in val three pictures lie in the wrong folder, and one file is damaged."""
-    root, random = tmp_path_factory.mktemp("pictures"), np.random.default_rng(6)
-    for split, count in (("train", 12), ("val", 4)):
-        for name, colour in COLOURS.items():
-            (root / split / name).mkdir(parents=True)
-            for i in range(count):
-                shown = COLOURS["red"] if split == "val" and f"{name}/{i:02}.jpg" in WRONG else colour
-                picture(shown, random).save(root / split / name / f"{i:02}.jpg")
+    root = tmp_path_factory.mktemp("pictures")
+    draw_classes(root, np.random.default_rng(6), 12, 4, COLOURS, noise=60, strays={f"val/{name}": COLOURS["red"] for name in WRONG})
     whole = (root / "val/red/00.jpg").read_bytes()
     (root / "val/red/damaged.jpg").write_bytes(whole[:len(whole) // 2])
     return root

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from PIL import Image
+from test_train import draw_classes
 
 from minialex import evaluate, nets, train
 from minialex.checkpoint import load, read_config, same_bits
@@ -80,13 +80,8 @@ def keras_has_none_of_sgds(options):
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
     """Three classes told apart by colour: 13 + 7 pictures each, wider than high."""
-    root, random = tmp_path_factory.mktemp("pictures"), np.random.default_rng(6)
-    for split, count in (("train", 13), ("val", 7)):
-        for name, colour in {"red": (200, 60, 50), "green": (60, 190, 70), "blue": (50, 70, 200)}.items():
-            (root / split / name).mkdir(parents=True)
-            for i in range(count):
-                pixels = np.clip(np.array(colour) + random.normal(0, 40, (90, 120, 3)), 0, 255).astype(np.uint8)
-                Image.fromarray(pixels).save(root / split / name / f"{i:02}.jpg")
+    root = tmp_path_factory.mktemp("pictures")
+    draw_classes(root, np.random.default_rng(6), 13, 7, width=120)
     return root
 
 

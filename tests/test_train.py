@@ -18,16 +18,25 @@ from minialex.errors import UserError
 COLOURS = {"red": (200, 60, 50), "green": (60, 190, 70), "blue": (50, 70, 200)}
 
 
+def noisy(colour, random, noise, height=90, width=100):
+    return Image.fromarray(np.clip(np.array(colour) + random.normal(0, noise, (height, width, 3)), 0, 255).astype(np.uint8))
+
+
+def draw_classes(root, random, train, val, colours=COLOURS, noise=40, width=100, strays={}):
+    """Classes told apart by colour, train + val pictures each. strays: {"val/red/00.jpg": the colour that it has instead}"""
+    for split, count in (("train", train), ("val", val)):
+        for name, colour in colours.items():
+            (root / split / name).mkdir(parents=True)
+            for i in range(count):
+                place = f"{split}/{name}/{i:02}.jpg"
+                noisy(strays.get(place, colour), random, noise, width=width).save(root / place)
+
+
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
     """Three classes told apart by colour, 12 + 4 pictures each; one training file is damaged, one is no image."""
-    root, random = tmp_path_factory.mktemp("pictures"), np.random.default_rng(5)
-    for split, count in (("train", 12), ("val", 4)):
-        for name, colour in COLOURS.items():
-            (root / split / name).mkdir(parents=True)
-            for i in range(count):
-                pixels = np.clip(np.array(colour) + random.normal(0, 40, (90, 100, 3)), 0, 255).astype(np.uint8)
-                Image.fromarray(pixels).save(root / split / name / f"{i:02}.jpg")
+    root = tmp_path_factory.mktemp("pictures")
+    draw_classes(root, np.random.default_rng(5), 12, 4)
     whole = (root / "train/red/00.jpg").read_bytes()
     (root / "train/red/damaged.jpg").write_bytes(whole[:len(whole) // 2])
     (root / "train/blue/labels.csv").write_text("not,an,image\n")

@@ -104,13 +104,18 @@ class Input:
                 for top, left in ((0, 0), (0, edge), (edge, 0), (edge, edge), (middle, middle))]
 
     @property
+    def mean_colour(self):
+        """What views subtract; the kernel subtracts a mean image by itself."""
+        return np.zeros(3) if isinstance(self.mean, str) else np.asarray(self.mean)
+
+    @property
     def margin(self):
         return self.side - self.size
 
     def draw(self, seed, epoch, index):
         """The views that training takes of the pictures at these places of the listing in this epoch: float32 (n, 18)."""
         n = len(index)
-        where = draw(seed, epoch, index, CROP)
+        where, zooms = draw(seed, epoch, index, CROP), draw(seed, epoch, index, ZOOM)
         flips = where[:, 2:] < 1 << 31      # word < p * 2**32
         mirror = flipped(self.size, flips[:, 0] & ("h" in self.flip), flips[:, 1] & ("v" in self.flip))
         if self.crop == "random":
@@ -118,8 +123,8 @@ class Input:
         elif self.crop == "centre":
             place = placed(*np.full((2, n), self.margin // 2))
         else:
-            place = self.resized(where, draw(seed, epoch, index, ZOOM))
-        warp = place @ self.affine(draw(seed, epoch, index, WARP), draw(seed, epoch, index, ZOOM)) @ mirror
+            place = self.resized(where, zooms)
+        warp = place @ self.affine(draw(seed, epoch, index, WARP), zooms) @ mirror
         return self.views(warp, *self.jitter(draw(seed, epoch, index, COLOUR), draw(seed, epoch, index, PCA)))
 
     def resized(self, where, words):
@@ -127,9 +132,7 @@ class Input:
         area = self.side**2 * between(words[:, 2], *self.area)
         ratio = np.exp(between(words[:, 3], *np.log(self.ratio)))
         height, width = (np.clip(np.rint(np.sqrt(s)), 1, self.side).astype(np.int64) for s in (area / ratio, area * ratio))
-        top = (where[:, 0].astype(np.uint64) * (self.side - height + 1).astype(np.uint64) >> np.uint64(32)).astype(np.int64)
-        left = (where[:, 1].astype(np.uint64) * (self.side - width + 1).astype(np.uint64) >> np.uint64(32)).astype(np.int64)
-        return placed(top, left, height / self.size, width / self.size)
+        return placed(below(where[:, 0], self.side - height + 1), below(where[:, 1], self.side - width + 1), height / self.size, width / self.size)
 
     def affine(self, words, zooms):
         """Rotation, shift, shear and zoom about the centre of the output, composed in Keras' order; identity where none is asked for."""
@@ -150,16 +153,14 @@ class Input:
             offset += (normal(more)[:, :3] * self.pca_strength * spread) @ vectors.T
             if self.pca == "std":      # so that the noise does not widen the input's spread (convdata_jpeg.py of the 2012 program)
                 shrink = 1 / (1 + self.pca_strength)
-                mean = np.zeros(3) if isinstance(self.mean, str) else np.asarray(self.mean)
-                matrix, offset = matrix * shrink, offset * shrink + mean * (1 - shrink)
+                matrix, offset = matrix * shrink, offset * shrink + self.mean_colour * (1 - shrink)
         return matrix, offset
 
     def views(self, warp, matrix=np.eye(3), offset=np.zeros(3)):
         """float32 (n, 18) from maps (n, 3, 3) of (row, column, 1) and colour maps on pixels, followed by (pixel - mean) * scale."""
         n, scale = len(warp), np.broadcast_to(self.scale, 3)
-        mean = np.zeros(3) if isinstance(self.mean, str) else np.asarray(self.mean)
         colour = np.broadcast_to(matrix * scale[:, None], (n, 3, 3)).reshape(n, 9)
-        return np.concatenate([warp[:, :2].reshape(n, 6), colour, np.broadcast_to((offset - mean) * scale, (n, 3))], axis=1).astype(np.float32)
+        return np.concatenate([warp[:, :2].reshape(n, 6), colour, np.broadcast_to((offset - self.mean_colour) * scale, (n, 3))], axis=1).astype(np.float32)
 
 
 def between(words, low, high):

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..cache import user_cache
 from ..errors import UserError, shown
 
 EXTENSIONS = frozenset("jpg jpeg jpe jfif png bmp gif webp tif tiff ppm pgm pbm pnm".split())
@@ -149,7 +150,7 @@ def _keep(root, folders, paths, counts, changed):
         place = _place_of(root)
         place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         write_beside(place, data.getbuffer())
-    except (OSError, RuntimeError):  # it would only have saved time
+    except (OSError, RuntimeError, UserError):  # it would only have saved time
         pass
 
 
@@ -158,8 +159,7 @@ def _what(folders):
 
 
 def _place_of(root):
-    cache = os.environ.get("MINIALEX_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "minialex")
-    return Path(cache, "listings", hashlib.sha256(os.fsencode(os.path.abspath(root))).hexdigest()[:24] + ".npz")
+    return user_cache() / "listings" / (hashlib.sha256(os.fsencode(os.path.abspath(root))).hexdigest()[:24] + ".npz")
 
 
 def _time_of_change(folder):

@@ -284,17 +284,12 @@ def pack(source, out, size, fit="crop", workers=1, shard_mb=1024, warn=print):
 @contextmanager
 def _writing(out):
     """The folder is there and nobody else packs into it; what the system refuses becomes a UserError."""
+    from ..checkpoint import take_lock
     folder = None
     try:
         os.makedirs(out, exist_ok=True)
         folder = os.open(out, os.O_RDONLY)
-        try:
-            import fcntl
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"another process is packing into {shown(out)}: wait for it, or name another folder") from None
-        except (ImportError, OSError):      # a system or a network file system without such locks
-            pass
+        take_lock(folder, f"another process is packing into {shown(out)}: wait for it, or name another folder")
         _tidy(out)
         yield
     except OSError as error:

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ..cache import user_cache
 from ..errors import UserError, shown
 
 VERSION = 1  # goes up whenever a picture changes, so that a cached older set is not mistaken for this one
@@ -178,9 +179,7 @@ def make(root, *, train=300, val=50, seed=2012, progress=None):
 
 def default_set(progress=None):
     """The path of the default set, drawn on first use into the user's cache ($MINIALEX_CACHE names another)."""
-    cache = os.environ.get("MINIALEX_CACHE")
-    if not cache:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "minialex")
+    cache = user_cache()
     root = Path(cache, f"shapes-v{VERSION}")
     try:
         if not root.is_dir():

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..cache import user_cache
 from ..errors import UserError
 from .base import Device, check_product, cores
 from .kernel import declarations, source_text, sources
@@ -40,8 +41,7 @@ def find_compiler():
 
 def cache_folder():
     """The user's own folder for compiled kernels; others may neither read nor write it."""
-    base = Path(os.environ.get("MINIALEX_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minialex")
-    folder = base / "compiled"
+    folder = user_cache() / "compiled"
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:

@@ -182,6 +182,21 @@ def opened(root, cache):
     return json.loads(run.stdout)
 
 
+@pytest.mark.parametrize("full", ["the disk", "the folder"])
+def test_a_listing_that_cannot_be_kept_is_no_error(tmp_path, monkeypatch, full):
+    if full == "the disk":
+        monkeypatch.setenv("MINIALEX_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(os, "fsync", lambda file: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    else:
+        monkeypatch.setenv("MINIALEX_CACHE", "/proc/cache")
+    monkeypatch.setattr(listing, "KEPT_FROM", 1)
+    (tmp_path / "set/a").mkdir(parents=True)
+    (tmp_path / "set/a/x.jpg").touch()
+    os.utime(tmp_path / "set/a", ns=(1, 1))      # long ago, so that it would be kept
+    paths, counts = listing.images_in(str(tmp_path / "set"), ["a"])
+    assert list(paths) == [str(tmp_path / "set/a/x.jpg")] and counts == [1] and not list(tmp_path.glob("cache/listings/*"))
+
+
 def test_listing_of_imagenets_size(tmp_path, monkeypatch):
     """The kept listing of 1.28 million images in 1,000 folders, whose files are not made: the folders are as it says."""
     monkeypatch.setenv("MINIALEX_CACHE", str(tmp_path / "cache"))

@@ -244,6 +244,7 @@ def test_a_program_ends_with_an_iterator_open(folder):
 def test_ctrl_c_while_waiting(folder):
     program = SLOW.replace("0.05", "0.3") + """
 import os, signal, threading
+signal.signal(signal.SIGINT, signal.default_int_handler)      # a shell starts what runs in the background with it ignored
 threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
 try:
     next(batches)
