@@ -74,7 +74,7 @@ def save(path, network, state, optimizer=True):
     network.device.synchronize()
     tensors = {name: network.device.to_numpy(array) for name, array in arrays_of(network, optimizer).items()}
     text = json.dumps(state)
-    write_beside(path, to_bytes(tensors, {"minialex": text, "net": network.net.name, "crc32": str(checksum(tensors, text))}))
+    write_beside(path, to_bytes(tensors, {"minialex": text, "net": network.net.name, "crc32": checksum(tensors, text, network.net.name)}))
 
 
 def arrays_of(network, optimizer):
@@ -83,15 +83,17 @@ def arrays_of(network, optimizer):
     return arrays | network.state | {"totals": network.arrays["output totals"]} if optimizer else arrays
 
 
-def checksum(tensors, text):
-    found = zlib.crc32(text.encode())
+def checksum(tensors, text, net):
+    """Of all that a checkpoint says: a byte of the file's header may be damaged as well as one of the arrays."""
+    found = zlib.crc32(f"{net} {text}".encode())
     for name in sorted(tensors):
+        found = zlib.crc32(f"{name} {tensors[name].dtype} {tensors[name].shape}".encode(), found)
         found = zlib.crc32(np.ascontiguousarray(tensors[name]), found)
-    return found
+    return str(found)
 
 
 def read(path):
-    """-> (tensors, state, name of the net or None): all that a checkpoint holds, checked for damage."""
+    """-> (tensors, state, name of the net): all that a checkpoint holds, checked for damage."""
     from safetensors import SafetensorError, safe_open
     if not Path(path).exists():
         raise UserError(f"{path} is missing: is this the folder of a run that has saved a checkpoint?")
@@ -104,7 +106,7 @@ def read(path):
         state = json.loads(metadata["minialex"])
         if not isinstance(state, dict):
             raise ValueError("its metadata are not those of a run")
-        if metadata.get("crc32", "") not in ("", str(checksum(tensors, metadata["minialex"]))):
+        if metadata.get("crc32") != checksum(tensors, metadata["minialex"], metadata.get("net")):
             raise ValueError("its checksum is wrong")
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{path} is damaged ({error}): use another checkpoint") from None
@@ -122,7 +124,7 @@ def restore(path, network):
     """Loads a checkpoint into a network; into one that is trained, what its optimizer keeps too. -> state"""
     tensors, state, net = read(path)
     wanted, faults = arrays_of(network, network.training), []
-    if net not in (None, network.net.name):
+    if net != network.net.name:
         faults.append(f"it is of net {net}, not {network.net.name}")
     faults += [f"it lacks {name}" for name in wanted if name not in tensors]
     faults += [f"it has {name}, for which there is no place" for name in tensors if name not in wanted and (network.training or name.startswith("parameter "))]

@@ -15,13 +15,14 @@ from functools import partial
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from test_network import mini, network
 from test_train import arguments, finished, pictures  # noqa: F401: fixtures
 
 from minialex import checkpoint, evaluate, predict, report, train
 from minialex.checkpoint import load, same_bits, write_beside
 from minialex.data import __main__ as data_command
 from minialex.data.loader import Loader
-from minialex.errors import run_command
+from minialex.errors import UserError, run_command
 
 TIMES = ("images_per_s", "seconds", "slowest")      # what two equal runs may differ in
 
@@ -375,8 +376,10 @@ def rewritten(path, change):
     from safetensors import safe_open
     tensors = load_file(path)
     with safe_open(path, "numpy") as file:
-        metadata = {key: value for key, value in file.metadata().items() if key != "crc32"}
+        metadata = file.metadata()
     tensors, metadata = change(tensors, metadata)
+    if metadata:
+        metadata = metadata | {"crc32": checkpoint.checksum(tensors, metadata["minialex"], metadata["net"])}
     other = path.with_name("rewritten")
     save_file(tensors, other, metadata)
     data = other.read_bytes()
@@ -413,6 +416,17 @@ def test_a_damaged_checkpoint(pictures, finished, tmp_path, capsys, damage):  # 
     assert contents(out) == before
     assert f"{out / 'last.safetensors'} " in refused(capsys, evaluate.main, out, "--data", pictures, "--checkpoint", "last", "--device", "cpu")
     assert command(predict.main, out, pictures / "val/red/00.jpg", "--device", "cpu") == 0      # of the best one
+
+
+def test_a_flipped_bit_anywhere_in_the_header_is_seen(cpu, tmp_path):
+    """Its keys come in another order each time, so that any of them may be hit."""
+    path = tmp_path / "last.safetensors"
+    checkpoint.save(path, network(mini(), cpu, 4), {"epoch": 1})
+    whole = path.read_bytes()
+    for place in range(8, 8 + int.from_bytes(whole[:8], "little"), 3):
+        path.write_bytes(flipped(whole, place))
+        with pytest.raises(UserError, match="last.safetensors (is damaged|was not written by minialex)"):
+            checkpoint.read(path)
 
 
 def test_a_folder_in_the_place_of_a_checkpoint(finished, tmp_path, capsys):  # noqa: F811
