@@ -433,7 +433,7 @@ def test_kill_at_any_time(tmp_path):
             kills += 1
             seen.add(len(list(tmp_path.glob("out/shard-*"))))
         assert kills < 200
-    assert process.returncode == 0 and kills > 1 and len(seen) > 1, (process.returncode, kills, seen)
+    assert process.returncode == 0 and kills > 3 and len(seen) > 2, (process.returncode, kills, seen)
     assert contents(tmp_path / "out") == contents(tmp_path / "undisturbed") and len(open_pack(tmp_path / "out")) == 598
 
 
