@@ -48,7 +48,7 @@ def open_data(options):
 def describe_machine(device):
     """What must be the same for a resumed run to be the same bit for bit."""
     about = {"device": device.name, "device_model": device.model, "python": platform.python_version(), "processor": platform.machine()}
-    return about | {"minialex": __version__} | {package: version(package) for package in ("numpy", "pillow", "scipy-openblas32")}
+    return about | {"minialex": __version__, "products": device.products} | {package: version(package) for package in ("numpy", "pillow")}
 
 
 def input_of(options, net, train):

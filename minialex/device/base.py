@@ -11,6 +11,7 @@ class Device:
     """One place where kernels run. Launches happen at once, or are recorded between `with device.record() as tape`."""
 
     name = None
+    products = None          # the library of matrix products and its version
     threads = 1              # shares of a batch that can run at the same time
     float = np.dtype(np.float32)
     recording = None

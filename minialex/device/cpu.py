@@ -1,4 +1,4 @@
-"""The CPU device: the .cu files compiled by the machine's C++ compiler, OpenBLAS for matrix products."""
+"""The CPU device: the .cu files compiled by the machine's C++ compiler, oneDNN or OpenBLAS for matrix products."""
 
 import contextlib
 import ctypes
@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 
 import numpy as np
@@ -107,7 +108,10 @@ class Command(ctypes.Structure):
 
 
 class CPU(Device):
-    """Runs kernels on `threads` cores (default: all that this process may use)."""
+    """Runs kernels on `threads` cores (default: all that this process may use).
+
+    products: "onednn" or "openblas", the library of matrix products; default: oneDNN where it is installed.
+    """
 
     name = "cpu"
     array_type = np.ndarray
@@ -115,7 +119,7 @@ class CPU(Device):
     chunk = 4
     tile = 1 << 19           # 2 MB: measured best from 1 to 2.4 MB; beyond, matrix products wait for memory
 
-    def __init__(self, threads=None, announce=None):
+    def __init__(self, threads=None, announce=None, products=None):
         available = cores()
         if threads is not None and threads < 1:
             raise UserError(f"--threads {threads}: expected at least 1")
@@ -129,8 +133,9 @@ class CPU(Device):
         with ThreadPoolExecutor(available) as pool:
             self.libraries = dict(zip(texts, pool.map(self.builder.build, texts, texts.values())))
         self.model = self.builder.version
-        self.sgemm = load_openblas()
         self.library = self.libraries["queue"]
+        self.products, run, self.product_calls = load_products(products)
+        self.run_product = address_of(getattr(self.library, run))
         self.library.queue_open.restype = ctypes.c_void_p
         self.queue = ctypes.c_void_p(self.library.queue_open(self.threads))
         if not self.queue:
@@ -141,7 +146,7 @@ class CPU(Device):
             self.library.queue_close(self.queue)
 
     def __str__(self):
-        return f"{self.threads} thread{'s' * (self.threads > 1)}, kernels compiled by {self.builder.version}"
+        return f"{self.threads} thread{'s' * (self.threads > 1)}, kernels compiled by {self.builder.version}, products by {self.products}"
 
     def text(self, file):
         return self.wrapped(source_text(file), declarations(file))
@@ -182,7 +187,7 @@ class CPU(Device):
                 slots[i] = value.ctypes.data
             else:
                 slots[i:i + 1].view(declared.dtype)[0] = value
-        run = ctypes.cast(getattr(self.libraries[kernel.source], f"run_{kernel.name}"), ctypes.c_void_p).value
+        run = address_of(getattr(self.libraries[kernel.source], f"run_{kernel.name}"))
         self.submit((run, slots, arguments, kernel.name, self.place))
 
     def gemm(self, a, b, c, transpose_a=False, transpose_b=False, accumulate=False):
@@ -190,13 +195,12 @@ class CPU(Device):
         m, n, k = check_product(a, b, c, transpose_a, transpose_b)
         if c.dtype != np.float32:
             raise TypeError(f"gemm: expected float32, got {c.dtype}")
-        run = ctypes.cast(self.library.run_sgemm, ctypes.c_void_p).value
         for one_a, one_b, one_c in zip(a, b, c) if c.ndim == 3 else [(a, b, c)]:
             pitch = [max(array.strides[0] // 4, array.shape[1], 1) for array in (one_a, one_b, one_c)]
-            slots = np.array([self.sgemm, transpose_a, transpose_b, m, n, k, one_a.ctypes.data, pitch[0], one_b.ctypes.data,
-                              pitch[1], 0, one_c.ctypes.data, pitch[2]], np.uint64)
-            slots[10:11].view(np.float32)[0] = 1.0 if accumulate else 0.0
-            self.submit((run, slots, (a, b, c), "gemm", self.place))
+            slots = np.array([transpose_a, transpose_b, m, n, k, one_a.ctypes.data, pitch[0], one_b.ctypes.data, pitch[1], 0,
+                              one_c.ctypes.data, pitch[2], *self.product_calls], np.uint64)
+            slots[9:10].view(np.float32)[0] = 1.0 if accumulate else 0.0
+            self.submit((self.run_product, slots, (a, b, c), "gemm", self.place))
 
     def submit(self, command):
         if self.recording is None:
@@ -271,9 +275,32 @@ class Tape:
                                        None if seconds is None else seconds.ctypes.data_as(ctypes.c_void_p))
 
 
-def load_openblas():
-    """The address of cblas_sgemm, each call of which stays on the calling thread."""
-    import scipy_openblas32
-    library = ctypes.CDLL(str(Path(scipy_openblas32.get_lib_dir()) / f"lib{scipy_openblas32.get_library()}{'.dylib' if sys.platform == 'darwin' else '.so'}"))
-    library.scipy_openblas_set_num_threads(1)
-    return ctypes.cast(library.scipy_cblas_sgemm, ctypes.c_void_p).value
+def load_products(name=None):
+    """A library of matrix products, each of which stays on the calling thread. -> its name and version, its function in queue.cpp, what that calls"""
+    wheel = onednn_wheel() if name != "openblas" else None
+    if wheel is None and name == "onednn":
+        raise UserError("oneDNN is not installed: pip install 'minialex[onednn]' (Linux, x86-64)")
+    if wheel is None:
+        import scipy_openblas32
+        suffix = ".dylib" if sys.platform == "darwin" else ".so"
+        library = ctypes.CDLL(str(Path(scipy_openblas32.get_lib_dir()) / f"lib{scipy_openblas32.get_library()}{suffix}"))
+        library.scipy_openblas_set_num_threads(1)
+        return f"OpenBLAS {version('scipy-openblas32')}", "run_openblas", [address_of(library.scipy_cblas_sgemm)]
+    try:
+        library = ctypes.CDLL(str(next(file for file in wheel.files or () if file.name == "libdnnl.so.3").locate()))
+    except (OSError, StopIteration) as error:
+        raise UserError(f"{wheel.name} is installed and does not load ({str(error) or 'libdnnl.so.3 is not in it'}): install what is missing "
+                        f"(libgomp1 on Debian), or `pip uninstall {wheel.name}` to have products by OpenBLAS") from None
+    return f"oneDNN {wheel.version}", "run_onednn", [address_of(library[call]) for call in ("dnnl_sgemm", "omp_get_max_threads", "omp_set_num_threads")]
+
+
+def onednn_wheel():
+    """The installed distribution that has oneDNN for CPUs, or None."""
+    try:
+        return distribution("onednn-cpu-gomp")
+    except PackageNotFoundError:
+        return None
+
+
+def address_of(function):
+    return ctypes.cast(function, ctypes.c_void_p).value

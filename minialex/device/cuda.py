@@ -44,7 +44,7 @@ class CUDA(Device):
         from cupy_backends.cuda.libs import cublas
         self.cupy, self.cublas, self.array_type = cupy, cublas, cupy.ndarray
         properties = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)
-        self.model, self.processors = properties["name"].decode(), properties["multiProcessorCount"]
+        self.model, self.processors, self.products = properties["name"].decode(), properties["multiProcessorCount"], "cuBLAS"
         self.modules = {}
         self.one, self.zero = np.ones(1, np.float32), np.zeros(1, np.float32)
         self.copies, self.slots = cupy.cuda.Stream(non_blocking=True), [Slot(cupy), Slot(cupy)]

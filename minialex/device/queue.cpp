@@ -136,13 +136,41 @@ extern "C" void queue_play(Queue* q, const Command* commands, const long long* s
     play(q, 0);
 }
 
-// c = op(a) op(b) (+ c), row-major, cut into parts along the rows of c.
-// arguments: cblas_sgemm, transpose a, transpose b, m, n, k, a, lda, b, ldb, beta, c, ldc
-extern "C" void run_sgemm(const Slot* s, long long part, long long parts) {
+// c = op(a) op(b) + beta c, row-major; a part of a launch is some of the rows of c.
+// arguments: transpose a, transpose b, m, n, k, a, lda, b, ldb, beta, c, ldc, then what the library's function below needs
+struct Product {
+    bool transpose_a, transpose_b;
+    long long m, n, k, lda, ldb, ldc;
+    const float *a, *b;
+    float beta, *c;
+    Product(const Slot* s, long long part, long long parts)
+        : transpose_a(s[0].l), transpose_b(s[1].l), n(s[3].l), k(s[4].l), lda(s[6].l), ldb(s[8].l), ldc(s[11].l), b((const float*)s[7].p), beta(s[9].f) {
+        const long long from = s[2].l * part / parts;
+        m = s[2].l * (part + 1) / parts - from;
+        a = (const float*)s[5].p + from * (transpose_a ? 1 : lda);
+        c = (float*)s[10].p + from * ldc;
+    }
+};
+
+// cblas_sgemm
+extern "C" void run_openblas(const Slot* s, long long part, long long parts) {
     typedef void (*Sgemm)(int, int, int, int, int, int, float, const float*, int, const float*, int, float, float*, int);
-    const long long m = s[3].l, from = m * part / parts, to = m * (part + 1) / parts, lda = s[7].l, ldc = s[12].l;
-    if (from == to) return;
-    const float* a = (const float*)s[6].p + from * (s[1].l ? 1 : lda);
-    ((Sgemm)s[0].p)(101, s[1].l ? 112 : 111, s[2].l ? 112 : 111, (int)(to - from), (int)s[4].l, (int)s[5].l, 1.0f, a, (int)lda,
-                    (const float*)s[8].p, (int)s[9].l, s[10].f, (float*)s[11].p + from * ldc, (int)ldc);
+    const Product p(s, part, parts);
+    if (p.m)
+        ((Sgemm)s[12].p)(101, p.transpose_a ? 112 : 111, p.transpose_b ? 112 : 111, (int)p.m, (int)p.n, (int)p.k, 1.0f, p.a, (int)p.lda, p.b,
+                         (int)p.ldb, p.beta, p.c, (int)p.ldc);
+}
+
+// dnnl_sgemm, omp_get_max_threads, omp_set_num_threads. A refused product (no memory) is NaN, which no training takes for a result.
+extern "C" void run_onednn(const Slot* s, long long part, long long parts) {
+    typedef int (*Sgemm)(char, char, long long, long long, long long, float, const float*, long long, const float*, long long, float, float*, long long);
+    const Product p(s, part, parts);
+    if (!p.m) return;
+    const int threads = ((int (*)())s[13].p)();      // OpenMP's setting belongs to the calling thread, which may be Python's
+    ((void (*)(int))s[14].p)(1);
+    const int refused = ((Sgemm)s[12].p)(p.transpose_a ? 'T' : 'N', p.transpose_b ? 'T' : 'N', p.m, p.n, p.k, 1.0f, p.a, p.lda, p.b, p.ldb, p.beta, p.c, p.ldc);
+    ((void (*)(int))s[14].p)(threads);
+    if (refused)
+        for (long long i = 0; i < p.m; ++i)
+            for (long long j = 0; j < p.n; ++j) p.c[i * p.ldc + j] = __builtin_nanf("");
 }

@@ -12,7 +12,7 @@ class Reference(Device):
     array_type = np.ndarray
 
     def __init__(self, dtype=np.float64):
-        self.float, self.model = np.dtype(dtype), "numpy"
+        self.float, self.model, self.products = np.dtype(dtype), "numpy", f"numpy {np.__version__}"
 
     def __str__(self):
         return f"numpy references in {self.float}"

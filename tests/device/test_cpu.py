@@ -1,20 +1,26 @@
 """The CPU device: finding a compiler, the cache of compiled kernels, threads."""
 
+import ctypes
 import os
 import shutil
 import stat
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from minialex import nets
+from minialex.data.augment import Input
 from minialex.device import cpu as module
 from minialex.device import open_device
-from minialex.device.cpu import CPU, FLAGS, Builder
+from minialex.device.cpu import CPU, FLAGS, Builder, onednn_wheel
 from minialex.device.kernel import source_text, sources
+from minialex.device.reference import Reference
 from minialex.errors import UserError
+from minialex.network import Network
 from minialex.ops.relu import relu_in_place
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -104,6 +110,77 @@ def test_denormals_are_flushed_in_launches_and_kept_outside():
     from minialex.optim import sgd_update
     w, v = sgd_update(np.float32([0]), np.float32([1e-38]), np.float32([0]), lr=0.0, momentum=0.5, device=device)
     assert v[0] == 0 and np.float32(1e-38) * np.float32(0.5) != 0
+
+
+@pytest.fixture(params=["openblas", "onednn"])
+def products(request):
+    if request.param == "onednn" and onednn_wheel() is None:
+        pytest.skip("the extra minialex[onednn] is not installed")
+    return request.param
+
+
+@pytest.mark.parametrize("m, n, k", [(1, 1, 1), (2, 3, 5), (33, 31, 17), (64, 300, 129), (129, 16, 363)])
+@pytest.mark.parametrize("transpose_a, transpose_b", [(False, False), (True, False), (False, True), (True, True)])
+def test_products_of_each_library(products, m, n, k, transpose_a, transpose_b):
+    random, device = np.random.default_rng(m), CPU(2, products=products)
+
+    def drawn(rows, columns):
+        wide = device.array(random.standard_normal((rows, columns + 3)).astype(np.float32))
+        return wide, wide[:, :columns]      # a matrix with something beside it
+    (_, a), (_, b), (around, c) = drawn(*(k, m)[::1 if transpose_a else -1]), drawn(*(n, k)[::1 if transpose_b else -1]), drawn(m, n)
+    truth = (a.T if transpose_a else a).astype(np.float64) @ (b.T if transpose_b else b)
+    before, beside = c.copy(), around[:, n:].copy()
+    device.gemm(a, b, c, transpose_a, transpose_b, accumulate=True)
+    assert np.abs(c - before - truth).max() < 1e-5 * k and (around[:, n:] == beside).all()
+    c[...] = np.nan
+    device.gemm(a, b, c, transpose_a, transpose_b)
+    assert np.abs(c - truth).max() < 1e-5 * k and (around[:, n:] == beside).all()
+    a[0, 0] = np.nan
+    device.gemm(a, b, c, transpose_a, transpose_b)
+    assert np.isnan(c[0]).all() and not np.isnan(c[1:]).any()
+
+
+def test_both_libraries_train_alike_and_are_named(products):
+    net = nets.build("paper", classes=7, size=67, fewer=8)
+    random, device = np.random.default_rng(0), CPU(2, products=products)
+    data = random.integers(0, 256, (9, 67, 67, 3), np.uint8), random.integers(0, 7, 9).astype(np.int32), Input(67, 67).cropped(np.zeros((9, 3)))
+    both = [Network(net, place, 9, input=Input(67, 67)) for place in (device, Reference(np.float64))]
+    for step in range(2):
+        for network in both:
+            network.train_step(*data, step, 1e-3)
+    for name, value in both[0].parameters.items():
+        assert np.abs(value - both[1].parameters[name]).max() < 1e-5, name
+    assert {"openblas": "OpenBLAS", "onednn": "oneDNN"}[products] in str(device) and device.products.split()[1][0].isdigit()
+
+
+def test_onednn_keeps_to_its_thread_and_a_refused_product_is_nan(products):
+    if products != "onednn":
+        pytest.skip("OpenBLAS has no setting of the calling thread")
+    device = CPU(1, products=products)
+    _, asked, set_threads = device.product_calls
+    asked, set_threads = ctypes.CFUNCTYPE(ctypes.c_int)(asked), ctypes.CFUNCTYPE(None, ctypes.c_int)(set_threads)
+    before, seen = asked(), []
+    a, around = device.array(np.ones((3, 3), np.float32)), device.array(np.ones((3, 5), np.float32))
+    sgemm = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_char)(lambda transpose: seen.append(asked()) or 1)      # 1: out of memory
+    set_threads(3)
+    try:
+        device.product_calls[0] = module.address_of(sgemm)
+        device.gemm(a, a, around[:, :3])
+        assert seen == [1] and asked() == 3
+    finally:
+        set_threads(before)
+    assert np.isnan(around[:, :3]).all() and (around[:, 3:] == 1).all()
+
+
+def test_a_missing_or_broken_onednn_is_one_sentence(monkeypatch):
+    monkeypatch.setattr(module, "onednn_wheel", lambda: None)
+    assert module.load_products()[0].startswith("OpenBLAS")
+    with pytest.raises(UserError, match=r"oneDNN is not installed: pip install 'minialex\[onednn\]'"):
+        module.load_products("onednn")
+    monkeypatch.setattr(module, "onednn_wheel", lambda: SimpleNamespace(name="onednn-cpu-gomp", version="1", files=[]))
+    with pytest.raises(UserError, match="onednn-cpu-gomp is installed and does not load .libdnnl.so.3 is not in it.: .*pip uninstall"):
+        module.load_products()
+    assert module.load_products("openblas")[1] == "run_openblas"
 
 
 # The loops over LANES that move most bytes; those written with lanes() are vectors by their type.
