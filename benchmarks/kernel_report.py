@@ -98,6 +98,7 @@ NEEDED = {
     "max_pool_backward": lambda a: a.channels * (4 * a.rows + 5 * a.out_height * a.out_width * (a.rows // (a.height * a.width))),
     "relu_in_place": lambda a: 8 * a.count,
     "relu_backward_in_place": lambda a: 12 * a.count,
+    "transpose_tiles": lambda a: 8 * a.height * a.width,
     "sgd": lambda a: 20 * a.count + 8,
     "adam": lambda a: 28 * a.count + 8,
     "cross_entropy_rows": lambda a: a.rows * (12 * a.classes + 8),
@@ -105,7 +106,7 @@ NEEDED = {
     "label_rank": lambda a: a.rows * (4 * a.classes + 8),
     "tally": lambda a: a.n * (2 * 4 + 3 * 16),
 }
-# Additions, multiplications, comparisons and special functions of a launch, as in its formula; im2col, a copy, has none.
+# Additions, multiplications, comparisons and special functions of a launch, as in its formula; im2col and transpose_tiles, which copy, have none.
 ARITHMETIC = {
     "add_parts": lambda a: a.count * a.slices, "bias_relu": lambda a: 2 * (a.rows // -(-a.channels // SPAN)) * a.channels,
     "bias_backward": lambda a: (1 + a.relu) * a.pixels * a.channels, "sum_partials": lambda a: a.rows * a.count,
@@ -130,7 +131,7 @@ FEW = {
     "im2col": "a warp for a pixel of a piece's last, few images", "col2im": "a warp for a pixel of a piece's last, few images",
 }
 KINDS = {"products": ("gemm",), "im2col, col2im": ("im2col", "col2im"), "pooling": ("max_pool", "max_pool_backward"), "LRN": ("lrn", "lrn_backward"),
-         "bias and ReLU": ("bias_relu", "bias_backward", "sum_partials"), "update, sums of parts": ("sgd", "adam", "add_parts"),
+         "bias and ReLU": ("bias_relu", "bias_backward", "sum_partials"), "update, sums of parts": ("sgd", "adam", "add_parts", "transpose_tiles"),
          "dropout, loss, input": ("dropout_in_place", "cross_entropy_rows", "label_rank", "tally", "augment", "copy")}
 IN_FLOAT32 = ("sgd", "adam", "add_parts", "sum_partials", "copy")      # also where activations are in half precision
 

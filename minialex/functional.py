@@ -15,7 +15,8 @@ from .ops.lrn import local_response_norm, local_response_norm_backward
 from .ops.pool import max_pool2d, max_pool2d_backward
 from .ops.relu import relu, relu_backward
 from .ops.softmax import softmax, softmax_cross_entropy
+from .ops.transpose import transpose, transpose_backward
 
 __all__ = ["adam_update", "augment_images", "col2im", "conv2d", "conv2d_backward", "dense", "dense_backward", "dropout", "dropout_backward", "im2col",
            "local_response_norm", "local_response_norm_backward", "max_pool2d", "max_pool2d_backward", "relu", "relu_backward",
-           "sgd_update", "softmax", "softmax_cross_entropy"]
+           "sgd_update", "softmax", "softmax_cross_entropy", "transpose", "transpose_backward"]

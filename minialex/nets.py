@@ -97,6 +97,11 @@ class Net:
         return {f"{name}.{part}": shape for name, layer in self.layers.items()
                 for part, shape in layer.parameters(self.inputs[name]).items()}
 
+    @property
+    def bottom(self):
+        """The first layer with parameters: nobody needs the gradient of its input."""
+        return next(iter(self.parameters())).split(".")[0]
+
     def macs(self):
         """Multiply-accumulates of a forward pass of one image."""
         return sum(layer.macs(self.inputs[name]) for name, layer in self.layers.items())

@@ -49,6 +49,8 @@ class Layout:
                 self.arrays[f"gradient {name}"] = ((self.shares if name.split(".")[0] in self.stack else 1, *shape), floats)
         self.arrays["workspace columns"] = ((self.shares, self.columns), floats)
         if training:
+            self.arrays |= {f"prepared {name}.{key}": (shape, floats) for name, layer in net.layers.items() if name != net.bottom
+                            for key, shape in layer.prepared(net.inputs[name]).items()}
             widest = max((int(np.prod(net.outputs[n])) for n in self.stack), default=0)
             self.arrays["workspace stack gradients"] = ((self.shares, 2, self.chunk * widest), floats)
             wide = max(int(np.prod(shape)) for n in self.tail for shape in (net.inputs[n], net.outputs[n]))
@@ -56,10 +58,10 @@ class Layout:
 
     def fit(self, device, workspace_mb):
         """Floats of the column buffer of one share: what the device's cache or chip and --workspace-mb ask for, and at least what works."""
-        net, need, bottom = self.net, 0, next(iter(self.net.parameters())).split(".")[0]
+        net, need = self.net, 0
         for name, layer in net.layers.items():
             shape = net.inputs[name]
-            least, parts = layer.least(shape, self.training and name != bottom), layer.split(shape, device.slices) if self.training else 0
+            least, parts = layer.least(shape, self.training and name != net.bottom), layer.split(shape, device.slices) if self.training else 0
             wanted = layer.workspace(shape) * max(1, min(self.chunk, device.images_at_once(int(np.prod(net.outputs[name])))))
             if device.tile:
                 wanted = max(least, min(wanted, layer.tile(shape, device.tile)))
@@ -205,8 +207,12 @@ class Network:
         if not backward:
             return
 
+        for name, layer in self.net.layers.items():
+            if (site := self.site(name, mode, 0, 0, n)).prepared:
+                device.place = f"{name} backward"
+                layer.prepare(device, site)
         slopes = self.arrays["workspace dense gradients"]
-        dy, bottom = dlogits, next(iter(self.net.parameters())).split(".")[0]      # nobody needs the gradient of its input
+        dy, bottom = dlogits, self.net.bottom
         for name in reversed(tail):
             layer, site = self.net.layers[name], self.site(name, mode, 0, 0, n)
             device.place = f"{name} backward"
@@ -297,6 +303,7 @@ class Network:
         parts = layer.parameters(self.net.inputs[name])
         return Site(x=x, y=y, parameters={p: self.parameters[f"{name}.{p}"] for p in parts},
                     gradients={p: self.gradients[f"{name}.{p}"] for p in parts} if self.training else {},
+                    prepared={k: self.arrays[f"prepared {name}.{k}"] for k in layer.prepared(self.net.inputs[name])} if self.training and name != self.net.bottom else {},
                     kept={k: self.rows(f"kept {name}.{k}", share, first, last) for k in layer.kept(self.net.inputs[name])},
                     columns=self.arrays["workspace columns"][share], first=first,
                     seed=self.seed, number=layers.index(name), now=self.arrays["input now"])

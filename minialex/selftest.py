@@ -106,6 +106,7 @@ def other_kernels():
         "adam": lambda d: functional.adam_update(w, v, np.abs(g), g, step=3, lr=0.1, device=d),
         "sgd": lambda d: [a for form in ("2012", "torch")
                           for a in functional.sgd_update(w, v, g, lr=0.1, weight_decay=0.01, form=form, device=d)],
+        "transpose": lambda d: (functional.transpose(logits, device=d),),
         "softmax": lambda d: (functional.softmax(logits, device=d),),
         "label_rank": lambda d: launched(d, label_rank, 5, logits, label, np.zeros(5, np.float32), 333),
         "tally": lambda d: launched(d, tally, 2, w[:37], rank, np.ones((3, 40)), 37, 40),

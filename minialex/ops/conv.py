@@ -1,7 +1,8 @@
 """Convolution: y[n, oh, ow, o] = b[o] + sum over kh, kw, c of x[n, oh*s - top + kh, ow*s - left + kw, c] w[kh, kw, c, o].
 
 im2col lays each window out as a row, so that a group's output is a matrix product of rows and weights; backward
-multiplies by the transposed matrices, and col2im gathers the input's gradient from its columns.
+multiplies by the transposed matrices (the weights', transposed once for all images), and col2im gathers the input's gradient
+from its columns.
 """
 
 import numpy as np
@@ -9,6 +10,7 @@ import numpy as np
 from ..device import kernel
 from .bias import add_bias, bias_gradient, bias_partials
 from .layer import Layer, as_array, device_of, put, run_alone
+from .transpose import launch_transpose
 from .window import Window
 
 STAGED = 1024      # as in kernels/im2col.cu
@@ -84,6 +86,9 @@ class Conv(Layer):
 
     def parameters(self, shape):
         return {"weight": (*self.window.size, shape[2] // self.groups, self.filters), "bias": (self.filters,)}
+
+    def prepared(self, shape):
+        return {"transposed": (self.filters, self.fan_in(shape))}
 
     def macs(self, shape):
         height, width, filters = self.output(shape)
@@ -171,8 +176,11 @@ class Conv(Layer):
             device.gemm(self.unfold(device, at, images, lines)[:, :, :fan_in], weight, self.grouped(y))
             add_bias(device, y, at.parameters["bias"], self.relu)
 
+    def prepare(self, device, at):
+        launch_transpose(device, at.parameters["weight"].reshape(-1, self.filters), at.prepared["transposed"])
+
     def backward(self, device, at):
-        weight, dweight = self.grouped(at.parameters["weight"]), self.grouped(at.gradients["weight"])
+        dweight = self.grouped(at.gradients["weight"])
         shape, fan_in, accumulate = at.x.shape[1:], self.fan_in(at.x.shape[1:]), at.accumulate
         bias_gradient(device, at.y, at.dy, at.gradients["bias"], at.columns, self.relu, at.accumulate)
         for images, lines in self.pieces(device, at, self.split(shape, device.slices), rows=0):
@@ -186,10 +194,11 @@ class Conv(Layer):
             accumulate = True
         if at.dx is None:
             return
+        transposed = at.prepared["transposed"].reshape(self.groups, -1, fan_in)
         for images in steps(len(at.x), max(1, min(self.tile(shape, device.tile) or at.columns.size, at.columns.size) // self.workspace(shape))):
             n = images.stop - images.start
             columns = at.columns[:n * self.workspace(shape)].reshape(self.groups, -1, self.pitch(shape))[:, :, :fan_in]
-            device.gemm(self.grouped(at.dy[images]), weight, columns, transpose_b=True)
+            device.gemm(self.grouped(at.dy[images]), transposed, columns)
             device.launch(col2im, n * shape[0] * shape[1] * self.groups, at.columns, at.dx[images], *self.geometry(shape))
 
     def add_slices(self, device, at, columns, dy, slices, accumulate):

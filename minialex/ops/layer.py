@@ -19,6 +19,7 @@ class Site:
     gradients: dict = field(default_factory=dict)
     accumulate: bool = False         # add to the parameters' gradients
     kept: dict = field(default_factory=dict)     # what forward leaves for backward
+    prepared: dict = field(default_factory=dict) # what `prepare` leaves for backward
     columns: object = None           # workspace of at least `workspace(shape)` floats
     first: int = 0                   # place of x[0] in the batch
     seed: int = 0
@@ -43,6 +44,10 @@ class Layer:
 
     def kept(self, shape):
         """{name: (shape per image, dtype)} of what forward leaves for backward besides y."""
+        return {}
+
+    def prepared(self, shape):
+        """{name: shape} of what `prepare(device, site)` makes of the parameters before a backward pass, once for all its images."""
         return {}
 
     def workspace(self, shape):
@@ -120,7 +125,10 @@ def run_alone(layer, device, x, dy=None, parameters=None, step=0, **more):
         site.dy = put(device, dy)
         site.gradients = {k: device.zeros(v.shape, floats) for k, v in site.parameters.items()}
         site.dx = site.dy if layer.in_place else device.empty((n, *shape), floats)
+        site.prepared = {k: device.empty(s, floats) for k, s in layer.prepared(shape).items()}
         if n:
+            if site.prepared:
+                layer.prepare(device, site)
             layer.backward(device, site)
     device.synchronize()
     return site
