@@ -72,8 +72,8 @@ class Layout:
                                     f"in {self.shares} shares")
                 wanted = min(wanted, allowed)
             need = max(need, wanted + parts)
-        partials = [net.layers[n].partials(net.inputs[n], self.chunk if n in self.stack else self.batch) for n in net.layers]
-        return max(need, *partials)
+        partials = [net.layers[n].partials(net.inputs[n], self.chunk if n in self.stack else self.batch) for n in net.layers if self.training]
+        return max([need, *partials])
 
     def bytes(self, kind=""):
         """Bytes of the arrays whose name starts with `kind`."""

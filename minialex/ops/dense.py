@@ -1,9 +1,13 @@
-"""A dense layer: y = x W + b, with W (I, O); x is taken flat, in the order (H, W, C)."""
+"""A dense layer: y = x W + b, with W (I, O); x is taken flat, in the order (H, W, C).
+
+The input's gradient is the transpose of W dy^T: a product that reads the large matrix as it lies.
+"""
 
 import numpy as np
 
 from .bias import add_bias, bias_gradient, bias_partials
 from .layer import Layer, as_array, run_alone
+from .transpose import launch_transpose
 
 
 class Dense(Layer):
@@ -29,7 +33,7 @@ class Dense(Layer):
         return self.fan_in(shape) * self.features
 
     def partials(self, shape, images):
-        return bias_partials(images, self.features)
+        return max(bias_partials(images, self.features), images * (self.fan_in(shape) + self.features))
 
     def forward(self, device, at):
         x, weight = at.x.reshape(len(at.x), -1), at.parameters["weight"]
@@ -38,13 +42,18 @@ class Dense(Layer):
         add_bias(device, at.y, at.parameters["bias"], self.relu)
 
     def backward(self, device, at):
-        x, weight, dweight = at.x.reshape(len(at.x), -1), at.parameters["weight"], at.gradients["weight"]
+        x, weight, dweight, n = at.x.reshape(len(at.x), -1), at.parameters["weight"], at.gradients["weight"], len(at.x)
         bias_gradient(device, at.y, at.dy, at.gradients["bias"], at.columns, self.relu, at.accumulate)
-        dx = None if at.dx is None else at.dx.reshape(len(at.x), -1)
-        for own in cuts(device, x.shape[1]):
+        dy_turned, dx_turned = (at.columns[first:first + n * length].reshape(length, n)
+                                for first, length in ((0, self.features), (n * self.features, len(weight))))
+        if at.dx is not None:
+            launch_transpose(device, at.dy, dy_turned)
+        for own in cuts(device, len(weight)):
             device.gemm(x[:, own], at.dy, dweight[own], transpose_a=True, accumulate=at.accumulate)
-            if dx is not None:
-                device.gemm(at.dy, weight[own], dx[:, own], transpose_b=True)
+            if at.dx is not None:
+                device.gemm(weight[own], dy_turned, dx_turned[own])
+        if at.dx is not None:
+            launch_transpose(device, dx_turned, at.dx)
 
 
 def cuts(device, length):
