@@ -126,7 +126,7 @@ FEW = {
     "add_parts": "a warp for 32 weights, of layers with few", "sgd": "a warp for 256 weights or biases, of layers with few", "adam": "a warp for 256 weights or biases, of layers with few",
     "bias_relu": "a warp for 256 features of an image, of dense layers with few",
     "bias_backward": "a warp for 32 channels of a slice, and no fewer than 16 rows of images or pixels in a slice: dense layers and small maps have few rows",
-    "sum_partials": "a warp for a channel", "cross_entropy_rows": "a warp for an image", "label_rank": "a warp for an image",
+    "transpose_tiles": "a warp for 32 x 32 weights or gradients, of matrices with few", "sum_partials": "a warp for a channel", "cross_entropy_rows": "a warp for an image", "label_rank": "a warp for an image",
     "tally": "a warp for 32 images", "dropout_in_place": "a warp for 256 activations, of dense layers with few",
     "im2col": "a warp for a pixel of a piece's last, few images", "col2im": "a warp for a pixel of a piece's last, few images",
 }
