@@ -1,4 +1,4 @@
-"""The benchmarks of scaling and of the input pipeline, at their smallest: their tables, their JSON, and what they refuse."""
+"""The benchmarks of scaling, of the input pipeline and of products, at their smallest: what they print, their JSON, and what they refuse."""
 
 import json
 import subprocess
@@ -64,6 +64,20 @@ def test_input_pipeline(tmp_path):
         assert (row["waits"] is None) == (row["what"] not in ("train, cold", "train, cached", "train, packed")) and 0 <= (row["waits"] or 0) < 1
     assert found["verdict"] in lines[-2] and len(found["packed_to_memory"]) == 2 and min(found["packed_to_memory"]) > 0
     assert lines[-1].startswith(f"Packed: {sum(found['packed_to_memory']) / 2:.3f} of the rate in memory") and "packed in " in lines[head - 2]
+
+
+def test_products():
+    done = run("products.py", "--net", "half", "--batch", 4, "--rounds", 1, "--size", 67)
+    if "oneDNN is not installed" in done.stderr:
+        assert done.returncode == 2
+        pytest.skip("the extra minialex[onednn] is not installed")
+    assert done.returncode == 0, done.stderr
+    head, equal, *rows = done.stdout.splitlines()
+    assert head.startswith("oneDNN ") and "beside OpenBLAS " in head and equal.startswith("half: the same step, to ")
+    assert [row.split()[:3] for row in rows] == [["half", what, "ratio"] for what in ("train", "infer")]
+    for row in rows:
+        ratio, ours, theirs = (float(row.split()[place]) for place in (3, -3, -1))
+        assert ratio == pytest.approx(ours / theirs, abs=0.02)
 
 
 def test_what_they_refuse(tmp_path):
