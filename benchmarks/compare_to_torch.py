@@ -5,7 +5,7 @@ python benchmarks/compare_to_torch.py [--net paper owt half] [--batch 64] [--rou
 PyTorch at its best: contiguous and channels-last, eager and torch.compile, all threads, foreach SGD, inference_mode; the
 fastest of them counts, and is named. All sides alternate within a round, after one round of warm-up; the ratio is the
 median over rounds. Dropout is on for timing training and off for the comparison. `ceiling` is the share of the rate that
-this machine's own matrix product of 4096^3 reaches (on a CPU, OpenBLAS's; on a GPU, cuBLAS's).
+this machine's own matrix product of 4096^3 reaches (on a CPU, oneDNN's or OpenBLAS's; on a GPU, cuBLAS's).
 """
 
 import argparse
