@@ -181,7 +181,9 @@ def test_evaluate_and_predict(pictures, finished, tmp_path, capsys):
 def test_describe(capsys):
     assert describe.main(["half", "--classes", "10", "--batch", "32", "--threads", "2"]) == 0
     out = capsys.readouterr().out
-    assert "14,601,930" in out and "309,164,304" in out and "55 x 55 x 48" in out and "total" in out
+    assert "14,601,930" in out and "309,164,304" in out and "55 x 55 x 48" in out
+    *parts, total = [float(line.split()[-2].replace(",", "")) for line in out.splitlines() if line.endswith(" MB")]
+    assert sum(parts) == pytest.approx(total, abs=0.1 * len(parts)) and total > 150      # every array has a line
 
 
 @pytest.mark.parametrize("command, words", [
