@@ -192,6 +192,7 @@ CASES = [
     ("dropout", {"x": (3, 17)}, {"p": 0.4, "seed": 3}),
     ("dense", {"x": (3, 7), "w": (7, 5), "b": (5,)}, {}),
     ("softmax_cross_entropy", {"x": (4, 10), "label": (4,)}, {"smoothing": 0.1}),
+    ("transpose", {"x": (5, 34)}, {}),
 ]
 
 
