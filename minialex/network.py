@@ -303,7 +303,7 @@ class Network:
         parts = layer.parameters(self.net.inputs[name])
         return Site(x=x, y=y, parameters={p: self.parameters[f"{name}.{p}"] for p in parts},
                     gradients={p: self.gradients[f"{name}.{p}"] for p in parts} if self.training else {},
-                    prepared={k: self.arrays[f"prepared {name}.{k}"] for k in layer.prepared(self.net.inputs[name])} if self.training and name != self.net.bottom else {},
+                    prepared={k: self.arrays[array] for k in layer.prepared(self.net.inputs[name]) if (array := f"prepared {name}.{k}") in self.arrays},
                     kept={k: self.rows(f"kept {name}.{k}", share, first, last) for k in layer.kept(self.net.inputs[name])},
                     columns=self.arrays["workspace columns"][share], first=first,
                     seed=self.seed, number=layers.index(name), now=self.arrays["input now"])
