@@ -55,6 +55,8 @@ class Layout:
             self.arrays["workspace stack gradients"] = ((self.shares, 2, self.chunk * widest), floats)
             wide = max(int(np.prod(shape)) for n in self.tail for shape in (net.inputs[n], net.outputs[n]))
             self.arrays["workspace dense gradients"] = ((2, batch * wide), floats)
+            dense = [layer.partials(net.inputs[n], batch) for n, layer in net.layers.items() if layer.dense]
+            self.arrays["workspace dense"] = ((max(dense, default=0),), floats)      # once, while each share has columns
 
     def fit(self, device, workspace_mb):
         """Floats of the column buffer of one share: what the device's cache or chip and --workspace-mb ask for, and at least what works."""
@@ -72,7 +74,7 @@ class Layout:
                                     f"in {self.shares} shares")
                 wanted = min(wanted, allowed)
             need = max(need, wanted + parts)
-        partials = [net.layers[n].partials(net.inputs[n], self.chunk if n in self.stack else self.batch) for n in net.layers if self.training]
+        partials = [layer.partials(net.inputs[n], self.chunk if n in self.stack else self.batch) for n, layer in net.layers.items() if not layer.dense]
         return max([need, *partials])
 
     def bytes(self, kind=""):
@@ -305,7 +307,7 @@ class Network:
                     gradients={p: self.gradients[f"{name}.{p}"] for p in parts} if self.training else {},
                     prepared={k: self.arrays[array] for k in layer.prepared(self.net.inputs[name]) if (array := f"prepared {name}.{k}") in self.arrays},
                     kept={k: self.rows(f"kept {name}.{k}", share, first, last) for k in layer.kept(self.net.inputs[name])},
-                    columns=self.arrays["workspace columns"][share], first=first,
+                    columns=self.arrays["workspace dense"] if layer.dense and self.training else self.arrays["workspace columns"][share], first=first,
                     seed=self.seed, number=layers.index(name), now=self.arrays["input now"])
 
     def loss(self, n, mode):

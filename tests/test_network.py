@@ -11,7 +11,7 @@ from minialex.errors import UserError
 from minialex.gradcheck import check_direction, compare
 from minialex.nets import Net, build
 from minialex.data.augment import Input
-from minialex.network import Network
+from minialex.network import Layout, Network
 from minialex.ops.conv import Conv
 from minialex.ops.dense import Dense
 from minialex.ops.dropout import Dropout
@@ -255,6 +255,11 @@ def test_a_smaller_workspace_changes_rounding_only(truths, threads):
     assert sizes[0] > sizes[1] > sizes[2] and sizes[2] <= 1.0001 * least * 2**20
     with pytest.raises(UserError, match=rf"--workspace-mb {0.999 * least:g}: conv\d needs at least {least:.1f} MB in {threads} shares"):
         network(net, device, 13, workspace_mb=0.999 * least)
+
+
+def test_dense_layers_do_not_widen_the_columns_of_a_large_batch():
+    net, device = build("paper"), CPU(2)
+    assert Layout(net, device, 512, workspace_mb=20).bytes("workspace columns") <= 20 * 2**20
 
 
 @pytest.mark.parametrize("n", [1, 5, 13])
