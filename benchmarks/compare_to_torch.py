@@ -20,7 +20,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from sides import STATUS, Ours, Theirs, as_torch, drawn, seconds, step_memory, torch_layers
+from sides import STATUS, Ours, Theirs, as_torch, distance, drawn, seconds, step_memory, torch_layers
 
 from minialex import nets
 from minialex.device import open_device
@@ -47,8 +47,7 @@ def check_equal(torch, name, device, batch):
     theirs, worst = Theirs(torch, net, first, data, False, device=torch_device(device)), {}
 
     def far(what, value, truth):
-        distance = np.linalg.norm(value - truth) / max(np.linalg.norm(truth), 1e-30)
-        worst[what] = max(worst.get(what, 0.0), float(distance) if np.isfinite(distance) else np.inf)
+        worst[what] = max(worst.get(what, 0.0), distance(value, truth))
 
     def each(values, what, pick):
         for (key, value), theirs_ in zip(values.items(), theirs.plain.parameters()):
@@ -125,7 +124,7 @@ def race(torch, name, device, batch, rounds, compiled):
                 if number:
                     times.setdefault(side, []).append(took)
         speed = {side: batch / statistics.median(each) for side, each in times.items()}
-        best, eager = (max(which, key=speed.get) for which in (speed.keys() - {"ours"}, list(sides)[1:3]))
+        best, eager = (max(which, key=speed.get) for which in (speed.keys() - {"ours"}, ("contiguous", "channels-last")))
         ratios, to_eager = (sorted(theirs / mine for mine, theirs in zip(times["ours"], times[side])) for side in (best, eager))
         found[what] = {"ours": speed["ours"], "torch": speed[best], "ratio": statistics.median(ratios), "least": ratios[0], "most": ratios[-1], "best": best,
                        "ratio_to_eager": statistics.median(to_eager), "all": speed}

@@ -131,6 +131,12 @@ def whole(net):
     return Input(net.size, net.size)
 
 
+def distance(value, truth):
+    """|value - truth| / |truth| in the L2 norm; infinite where something is not finite."""
+    far = np.linalg.norm(value - truth) / max(np.linalg.norm(truth), 1e-30)
+    return float(far) if np.isfinite(far) else np.inf
+
+
 def seconds(call):
     began = time.perf_counter()
     call()
