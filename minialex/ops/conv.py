@@ -5,13 +5,15 @@ multiplies by the transposed matrices (the weights', transposed once for all ima
 from its columns.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from ..device import kernel
 from .bias import add_bias, bias_gradient, bias_partials
 from .layer import Layer, as_array, device_of, put, run_alone
 from .transpose import launch_transpose
-from .window import Window
+from .window import Window, frozen, image
 
 STAGED = 1024      # as in kernels/im2col.cu
 BLOCK = 32         # as in kernels/add.cu
@@ -64,22 +66,38 @@ def col2im(rows, columns, dx, height, width, channels, out_height, out_width, ke
     dx[...] = out.reshape(dx.shape)
 
 
+@dataclass(repr=False)
 class Conv(Layer):
     """`filters` filters of `size`, with bias; relu=True applies ReLU in the bias's pass.
 
+    size, stride: int or (height, width); pad: int, (height, width) or ((top, bottom), (left, right)), zeros.
     std and bias are what the net's publication initialises with (see nets.py).
     """
 
-    def __init__(self, filters, size, stride=1, pad=0, groups=1, relu=True, std=None, bias=0.0):
-        self.window = Window.of(size, stride, pad)
-        if filters < 1:
-            raise ValueError(f"filters: expected at least 1, got {filters}")
-        if groups < 1 or filters % groups:
-            raise ValueError(f"groups: {filters} filters cannot be cut into {groups} groups")
-        self.filters, self.groups, self.relu, self.std, self.bias = filters, groups, relu, std, bias
+    filters: int
+    size: int | tuple
+    stride: int | tuple = 1
+    pad: int | tuple = 0
+    groups: int = 1
+    relu: bool = True
+    std: float | None = None
+    bias: float = 0.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.size, self.stride, self.pad = frozen(self.size), frozen(self.stride), frozen(self.pad)
+        self.window      # refuses what is none
+        if self.filters < 1:
+            raise ValueError(f"filters: expected at least 1, got {self.filters}")
+        if self.groups < 1 or self.filters % self.groups:
+            raise ValueError(f"groups: {self.filters} filters cannot be cut into {self.groups} groups")
+
+    @property
+    def window(self):
+        return Window.of(self.size, self.stride, self.pad)
 
     def output(self, shape):
-        height, width, channels = shape
+        height, width, channels = image(self, shape)
         if channels % self.groups:
             raise ValueError(f"groups: {channels} channels cannot be cut into {self.groups} groups")
         return (*self.window.output(height, width), self.filters)

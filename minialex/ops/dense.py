@@ -3,6 +3,8 @@
 The input's gradient is the transpose of W dy^T: a product that reads the large matrix as it lies.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from .bias import add_bias, bias_gradient, bias_partials
@@ -10,15 +12,24 @@ from .layer import Layer, as_array, run_alone
 from .transpose import launch_transpose
 
 
+@dataclass(repr=False)
 class Dense(Layer):
-    """`features` outputs; relu=True applies ReLU in the bias's pass. Cores share its columns, not its images."""
+    """`features` outputs; relu=True applies ReLU in the bias's pass. Cores share its columns, not its images.
+
+    std and bias are what the net's publication initialises with (see nets.py).
+    """
+
+    features: int
+    relu: bool = True
+    std: float | None = None
+    bias: float = 0.0
 
     dense = True
 
-    def __init__(self, features, relu=True, std=None, bias=0.0):
-        if features < 1:
-            raise ValueError(f"features: expected at least 1, got {features}")
-        self.features, self.relu, self.std, self.bias = features, relu, std, bias
+    def __post_init__(self):
+        super().__post_init__()
+        if self.features < 1:
+            raise ValueError(f"features: expected at least 1, got {self.features}")
 
     def output(self, shape):
         return (self.features,)

@@ -3,6 +3,8 @@
 The mask is drawn by Philox 4x32-10 from (seed, step, layer, element), once in forward and again in backward.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from ..device import kernel
@@ -21,16 +23,19 @@ def dropout_in_place(rows, x, count, first, threshold, scale, seed, layer, now):
     x[...] = np.where(mine < threshold, 0, x * scale)
 
 
+@dataclass(repr=False)
 class Dropout(Layer):
     """Drops each element with probability `p`, in place."""
+
+    p: float = 0.5
 
     in_place = True
     trained_only = True
 
-    def __init__(self, p=0.5):
-        if not 0 <= p < 1:
-            raise ValueError(f"p: expected a probability from 0 to below 1, got {p}")
-        self.p = p
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 <= self.p < 1:
+            raise ValueError(f"p: expected a probability from 0 to below 1, got {self.p}")
 
     def forward(self, device, at):
         self.mask(device, at, at.x)

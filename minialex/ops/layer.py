@@ -1,6 +1,7 @@
 """What a layer is, and how one runs alone."""
 
-from dataclasses import dataclass, field
+import numbers
+from dataclasses import MISSING, dataclass, field, fields
 
 import numpy as np
 
@@ -27,12 +28,34 @@ class Site:
     now: object = None               # (2,) float64 on the device: step, learning rate
 
 
+# What a layer's field of that type takes, in words, and what it becomes: Python's own, which JSON knows.
+FIELDS = {int: (numbers.Integral, "a whole number", int), float: (numbers.Real, "a number", float), bool: (bool, "True or False", bool),
+          float | None: (numbers.Real, "a number or None", float)}
+
+
+@dataclass(repr=False)
 class Layer:
-    """A layer of a net. Shapes are those of one image: (H, W, C), or (features,)."""
+    """A layer of a net: a dataclass, whose fields are all that there is to say of it. Shapes are those of one image: (H, W, C), or (features,)."""
 
     in_place = False      # forward writes over its input, backward over dy
     dense = False         # works on the whole batch, and is cut by features instead of images
     trained_only = False  # does nothing in evaluation
+
+    def __post_init__(self):
+        """Refuses, with its name, a field that is not of its type; a layer checks more here, after this."""
+        for part in fields(self):
+            value = getattr(self, part.name)
+            if part.type in FIELDS and not (value is None and part.type == float | None):
+                kind, words, own = FIELDS[part.type]
+                if not isinstance(value, kind) or isinstance(value, bool) and own is not bool:
+                    raise ValueError(f"{part.name}: expected {words}, got {value!r}")
+                setattr(self, part.name, own(value))
+
+    def __repr__(self):
+        """As it is written, without what is the default."""
+        shown = [f"{part.name}={value!r}" if part.default is not MISSING else repr(value)
+                 for part in fields(self) if (value := getattr(self, part.name)) != part.default]
+        return f"{type(self).__name__}({', '.join(shown)})"
 
     def output(self, shape):
         """The output's shape for an input of `shape`; a ValueError says what does not fit."""

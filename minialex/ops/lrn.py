@@ -4,6 +4,8 @@ s[c] = k + alpha * sum of x[j]^2 over the `size` channels around c, y[c] = x[c] 
 the sum (alpha_mode="sum"); its own program, Caffe, torch and ONNX divide alpha by `size` (alpha_mode="mean").
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from ..device import kernel
@@ -33,18 +35,25 @@ def lrn_backward(rows, x, dy, dx, channels, size, alpha, beta, k):
     dx[...] = dy * s ** -beta - 2 * alpha * beta * x * window_sum(dy * x * s ** (-beta - 1), size)
 
 
+@dataclass(repr=False)
 class LRN(Layer):
     """Defaults are the paper's: size 5, alpha 1e-4, beta 0.75, k 2, alpha multiplying the sum."""
 
-    def __init__(self, size=5, alpha=1e-4, beta=0.75, k=2.0, alpha_mode="sum"):
-        if size % 2 == 0 or not 1 <= size <= LARGEST:
-            raise ValueError(f"size: expected an odd number up to {LARGEST}, got {size}"
-                             + " (torch and ONNX place an even window differently, so there is no one meaning)" * (size % 2 == 0))
-        if alpha_mode not in ("sum", "mean"):
-            raise ValueError(f"alpha_mode: expected 'sum' (the paper) or 'mean' (its code, Caffe, torch), got {alpha_mode!r}")
-        if alpha < 0 or k < 0 or k == alpha == 0:
-            raise ValueError(f"alpha, k: expected alpha >= 0 and k >= 0, not both 0, got {alpha} and {k}")
-        self.size, self.alpha, self.beta, self.k, self.alpha_mode = size, alpha, beta, k, alpha_mode
+    size: int = 5
+    alpha: float = 1e-4
+    beta: float = 0.75
+    k: float = 2.0
+    alpha_mode: str = "sum"
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.size % 2 == 0 or not 1 <= self.size <= LARGEST:
+            raise ValueError(f"size: expected an odd number up to {LARGEST}, got {self.size}"
+                             + " (torch and ONNX place an even window differently, so there is no one meaning)" * (self.size % 2 == 0))
+        if self.alpha_mode not in ("sum", "mean"):
+            raise ValueError(f"alpha_mode: expected 'sum' (the paper) or 'mean' (its code, Caffe, torch), got {self.alpha_mode!r}")
+        if self.alpha < 0 or self.k < 0 or self.k == self.alpha == 0:
+            raise ValueError(f"alpha, k: expected alpha >= 0 and k >= 0, not both 0, got {self.alpha} and {self.k}")
 
     def constants(self, shape):
         alpha = self.alpha / self.size if self.alpha_mode == "mean" else self.alpha

@@ -3,12 +3,14 @@
 The first NaN wins over everything, else the first maximum. The winner's place in its window is kept in one byte.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from ..device import kernel
 from .conv import taps
 from .layer import Layer, as_array, run_alone
-from .window import Window
+from .window import Window, frozen, image
 
 
 @kernel("pool.cu")
@@ -34,19 +36,34 @@ def max_pool_backward(rows, dy, winner, dx, height, width, channels, out_height,
         dx[:, h, w] += np.where(winner[:, oh, ow] == kh * window_width + kw, dy[:, oh, ow], 0)
 
 
+@dataclass(repr=False)
 class MaxPool(Layer):
-    """The largest value under each window of `size`; AlexNet's windows of 3 with stride 2 overlap."""
+    """The largest value under each window of `size`; AlexNet's windows of 3 with stride 2 overlap.
 
-    def __init__(self, size, stride=None, pad=0, ceil=False):
-        self.window = Window.of(size, size if stride is None else stride, pad, ceil)
+    size, stride (default: size): int or (height, width); pad as in Conv, never chosen; ceil rounds the output's size up.
+    """
+
+    size: int | tuple
+    stride: int | tuple | None = None
+    pad: int | tuple = 0
+    ceil: bool = False
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.size, self.stride, self.pad = frozen(self.size), frozen(self.stride), frozen(self.pad)
         if self.window.size[0] * self.window.size[1] > 255:
             raise ValueError(f"size: the winner of a window is kept in one byte, so it may have 255 elements, not {self.window.size}")
         for size, sides in zip(self.window.size, self.window.pad):
             if max(sides) >= size:
                 raise ValueError(f"pad: {sides} must be less than the window's {size} on each side, or a window could be all padding")
 
+    @property
+    def window(self):
+        return Window.of(self.size, self.size if self.stride is None else self.stride, self.pad, self.ceil)
+
     def output(self, shape):
-        return (*self.window.output(*shape[:2]), shape[2])
+        height, width, channels = image(self, shape)
+        return (*self.window.output(height, width), channels)
 
     def kept(self, shape):
         return {"winner": (self.output(shape), np.uint8)}

@@ -1,5 +1,7 @@
 """ReLU: y = max(x, 0); NaN stays NaN. dx = dy where y > 0."""
 
+from dataclasses import dataclass
+
 from ..device import kernel
 from .layer import Layer, as_array, run_alone
 
@@ -18,6 +20,7 @@ def relu_backward_in_place(rows, y, dy, count):
     dy[y <= 0] = 0
 
 
+@dataclass(repr=False)
 class ReLU(Layer):
     """Works in place. Conv and Dense have it built in (relu=True)."""
 

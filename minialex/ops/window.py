@@ -3,6 +3,22 @@
 from dataclasses import dataclass
 
 
+class OutOfPixels(ValueError):
+    """A window does not fit into an image."""
+
+
+def frozen(value):
+    """Lists, as JSON has them, as tuples."""
+    return tuple(map(frozen, value)) if isinstance(value, (list, tuple)) else value
+
+
+def image(layer, shape):
+    """An input's shape as (height, width, channels); a ValueError where it is another."""
+    if len(shape) != 3:
+        raise ValueError(f"a {type(layer).__name__} takes images, (height, width, channels): put it before the dense layers")
+    return shape
+
+
 def pair(name, value, least):
     """(height, width) from an int or a pair of ints."""
     values = (value, value) if isinstance(value, int) else value
@@ -34,12 +50,12 @@ class Window:
         return Window(pair("size", size, 1), pair("stride", stride, 1), sides, ceil)
 
     def output(self, height, width):
-        """(out_height, out_width); a ValueError where the window does not fit."""
+        """(out_height, out_width); OutOfPixels where the window does not fit."""
         out = []
         for name, length, size, stride, (before, after) in zip(("height", "width"), (height, width), self.size, self.stride, self.pad):
             room = length + before + after - size
             if room < 0:
-                raise ValueError(f"a window of {name} {size} does not fit into {length} pixels with padding {before}+{after}")
+                raise OutOfPixels(f"a window of {name} {size} does not fit into {length} pixels with padding {before}+{after}")
             count = -(-room // stride) + 1 if self.ceil else room // stride + 1
             if self.ceil and (count - 1) * stride >= length + before:
                 count -= 1
