@@ -4,37 +4,12 @@ import argparse
 import os
 from types import MethodType
 
-import numpy as np
-
 from . import nets
 from .device.base import Device
 from .device.cpu import CPU
 from .device.cuda import CUDA
 from .errors import UserError, run_command
 from .network import Layout
-
-
-def table(net):
-    """The layers of a net as lines of text."""
-    rows = [("layer", "output shape", "parameters", "MACs"), ("input", by(net.inputs[next(iter(net.layers))]), "", "")]
-    for name, layer in net.layers.items():
-        count = sum(int(np.prod(shape)) for shape in layer.parameters(net.inputs[name]).values())
-        rows.append((f"{name} ({kind(layer)})", by(net.outputs[name]), f"{count:,}" if count else "0", f"{layer.macs(net.inputs[name]):,}"))
-    total = sum(int(np.prod(shape)) for shape in net.parameters().values())
-    rows.append(("total", "", f"{total:,}", f"{net.macs():,}"))
-    widths = [max(len(row[i]) for row in rows) for i in range(4)]
-    lines = ["  ".join((cell.ljust, cell.rjust)[i > 0](width) for i, (cell, width) in enumerate(zip(row, widths))) for row in rows]
-    rule = "-" * len(lines[0])
-    return [lines[0], rule, *lines[1:-1], rule, lines[-1]]
-
-
-def by(shape):
-    return " x ".join(map(str, shape))
-
-
-def kind(layer):
-    name = type(layer).__name__
-    return f"{name} + ReLU" if getattr(layer, "relu", False) else name
 
 
 def memory(layout):
@@ -58,8 +33,7 @@ def main(arguments=None):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise UserError(f"--{name} {getattr(args, name)}: expected at least 1")
     net = nets.build(args.net, args.classes, args.size)
-    print(f"{net.name}, {net.size}x{net.size}, {net.classes} classes")
-    print("\n".join(table(net)))
+    print(net.summary())
     device, where = Device(), f"{args.threads} CPU thread{'s' * (args.threads > 1)}"
     if args.gpu:      # divides work as one of these does, and needs neither for that
         device.processors, where = args.gpu, f"a GPU of {args.gpu} multiprocessors"

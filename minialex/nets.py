@@ -1,6 +1,12 @@
 """The AlexNets, each a short list of layers."""
 
-from dataclasses import dataclass, field
+import html
+import json
+import math
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -8,11 +14,14 @@ from .errors import UserError
 from .ops.conv import Conv
 from .ops.dense import Dense
 from .ops.dropout import Dropout
+from .ops.layer import Layer, Shape
 from .ops.lrn import LRN
 from .ops.pool import MaxPool
+from .ops.relu import ReLU
+from .ops.window import OutOfPixels
 
 
-def paper(classes):
+def paper(classes: int) -> dict[str, Layer]:
     """Krizhevsky, Sutskever and Hinton 2012 as published: two towers (groups of 2), LRN, overlapping pooling."""
     return {
         "conv1": Conv(96, 11, stride=4, std=0.01), "norm1": LRN(5, 1e-4, 0.75, 2.0), "pool1": MaxPool(3, 2),
@@ -26,7 +35,7 @@ def paper(classes):
     }
 
 
-def caffenet(classes):
+def caffenet(classes: int) -> dict[str, Layer]:
     """BVLC CaffeNet: pooling before LRN, whose alpha is divided by the window, k 1; hidden biases 0.1."""
     return {
         "conv1": Conv(96, 11, stride=4, std=0.01), "pool1": MaxPool(3, 2, ceil=True), "norm1": LRN(5, 1e-4, 0.75, 1.0, "mean"),
@@ -40,7 +49,7 @@ def caffenet(classes):
     }
 
 
-def owt(classes):
+def owt(classes: int) -> dict[str, Layer]:
     """"One weird trick" (Krizhevsky 2014), the torchvision net: one tower, no LRN, dropout before fc6 and fc7.
 
     torchvision averages the last maps to 6x6; at 224 pixels they are 6x6 already, at other sizes fc6 has their size here.
@@ -53,7 +62,7 @@ def owt(classes):
     }
 
 
-def half(classes):
+def half(classes: int) -> dict[str, Layer]:
     """The half-size net of the Keras tutorial: one tower of the paper's, zero-padded (1, 2), no LRN, dropout 0.2 on inputs."""
     return {
         "conv1": Conv(48, 11, stride=4, pad=((1, 2), (1, 2))), "pool1": MaxPool(3, 2),
@@ -64,58 +73,108 @@ def half(classes):
 
 
 # net -> (its layers, the published input size, the published number of classes)
-NETS = {"paper": (paper, 227, 1000), "caffenet": (caffenet, 227, 1000), "owt": (owt, 224, 1000), "half": (half, 224, 1000)}
+NETS: dict[str, tuple[Callable[[int], dict[str, Layer]], int, int]] = {
+    "paper": (paper, 227, 1000), "caffenet": (caffenet, 227, 1000), "owt": (owt, 224, 1000), "half": (half, 224, 1000)}
 
 
-@dataclass
+@dataclass(repr=False)
 class Net:
-    """A net for images of one size: its layers by name, and the shape of each one's input and output."""
+    """A net for images of one size: its layers by name, in order, and the shape of each one's input and output.
 
-    name: str
+    The last layer gives a number for each class, (classes,) or (1, 1, classes), and has no ReLU. A UserError says what does not fit.
+    """
+
+    layers: dict[str, Layer]
     size: int
-    classes: int
-    layers: dict
-    inputs: dict = field(init=False)
-    outputs: dict = field(init=False)
+    name: str = "net"
+    classes: int = field(init=False)
+    inputs: dict[str, Shape] = field(init=False)
+    outputs: dict[str, Shape] = field(init=False)
 
-    def __post_init__(self):
-        self.inputs, self.outputs, shape = {}, {}, (self.size, self.size, 3)
+    def __post_init__(self) -> None:
+        if not isinstance(self.layers, dict) or not self.layers:
+            raise UserError(f'{self.name}: expected layers by name, such as {{"conv1": Conv(48, 11, stride=4), "fc2": Dense(10, relu=False)}}, got {self.layers!r}')
+        if isinstance(self.size, bool) or not isinstance(self.size, int) or self.size < 1:
+            raise UserError(f"{self.name}: expected a size of 1 pixel or more, got {self.size!r}")
+        self.layers, self.inputs, self.outputs = dict(self.layers), {}, {}
+        shape: Shape = (self.size, self.size, 3)
         for name, layer in self.layers.items():
+            check_name(self.name, name)
+            if not isinstance(layer, Layer):
+                raise UserError(f"{self.name}: {name} is no layer but {layer!r}: expected one such as Conv(48, 11, stride=4) or Dense(10)")
             self.inputs[name] = shape
             try:
                 shape = self.outputs[name] = layer.output(shape)
-            except ValueError as error:
+            except OutOfPixels as error:
                 raise UserError(f"{self.name} at {self.size}x{self.size}: {name} runs out of pixels ({error}); use a larger --size") from None
+            except ValueError as error:
+                raise UserError(f"{self.name}: {name} does not fit an input of {by(shape)} ({error})") from None
+        self.check_end()
+        self.classes = shape[-1]
+
+    def check_end(self) -> None:
+        """Refuses a net whose output is not one number for each class, or that has nothing to learn."""
+        last, layer = list(self.layers.items())[-1]
+        if not self.parameters():
+            raise UserError(f"{self.name}: no layer has parameters, so that there is nothing to train: use a Conv or a Dense")
+        if layer.in_place:
+            raise UserError(f"{self.name}: the last layer, {last}, is {layer}, which would change the numbers of the classes: leave it out")
+        shape = self.outputs[last]
+        if len(shape) != 1 and shape[:-1] != (1, 1):
+            raise UserError(f"{self.name}: the last layer, {last}, gives {by(shape)}, and should give one number for each class, (classes,) or (1, 1, classes): "
+                            "end with Dense(classes, relu=False), or with a Conv or MaxPool whose window is its whole input")
+        for name, layer in reversed(self.layers.items()):      # pools and the like keep the sign
+            if getattr(layer, "relu", isinstance(layer, ReLU)):
+                raise UserError(f"{self.name}: the numbers of the classes come from {name}, whose ReLU leaves none below 0: "
+                                + ("leave it out" if isinstance(layer, ReLU) else "give it relu=False"))
+            if layer.parameters(self.inputs[name]):
+                break
+
+    def __repr__(self) -> str:
+        return f"Net {self.name}, {self.size}x{self.size}, {self.classes:,} classes, {self.count():,} parameters"
+
+    def summary(self) -> "Summary":
+        """A table of the layers, as text or, in a notebook, as HTML."""
+        return Summary(self)
+
+    def described(self) -> dict:
+        """The layers as JSON has them, {"conv1": {"op": "Conv", "filters": 48, ...}, ...}; `from_description` makes the net again."""
+        return json.loads(json.dumps({name: {"op": type(layer).__name__, **asdict(layer)} for name, layer in self.layers.items()}))
+
+    def count(self) -> int:
+        """Numbers that are learnt."""
+        return sum(math.prod(shape) for shape in self.parameters().values())
 
     @property
-    def side(self):
+    def side(self) -> int:
         """Pixels of the decoded pictures that the input is cropped from: 256 for the published 224."""
         return round(self.size * 8 / 7)
 
-    def parameters(self):
+    def parameters(self) -> dict[str, Shape]:
         """{"conv1.weight": shape, ...} in order."""
         return {f"{name}.{part}": shape for name, layer in self.layers.items()
                 for part, shape in layer.parameters(self.inputs[name]).items()}
 
     @property
-    def bottom(self):
+    def bottom(self) -> str:
         """The first layer with parameters: nobody needs the gradient of its input."""
         return next(iter(self.parameters())).split(".")[0]
 
-    def macs(self):
+    def macs(self) -> int:
         """Multiply-accumulates of a forward pass of one image."""
         return sum(layer.macs(self.inputs[name]) for name, layer in self.layers.items())
 
-    def initial(self, init, seed):
+    def initial(self, init: str, seed: int) -> dict[str, np.ndarray]:
         """{name: float32 array}: first values, as `draw` gives them."""
         return dict(self.draw(init, seed))
 
-    def draw(self, init, seed):
+    def draw(self, init: str, seed: int) -> Iterator[tuple[str, np.ndarray]]:
         """(name, float32 array) of each parameter's first values. "he": N(0, 2/fan_in), half that spread in dense layers, and zero
         biases, which trains from scratch on small data; "published": what the net's authors used (paper, caffenet: N(0, std)
         with their biases; half: Keras' Glorot uniform; owt: PyTorch's uniform 1/sqrt(fan_in)); "2012-code": what the program of 2012
         had instead of its paper's values (0.03 in conv3 to conv5)."""
         last = list(self.layers)[-1]
+        layer: Any
         for number, (name, layer) in enumerate(self.layers.items()):
             for part, shape in layer.parameters(self.inputs[name]).items():
                 random = np.random.Generator(np.random.Philox(key=[seed, number * 2 + (part == "bias")]))
@@ -141,7 +200,7 @@ class Net:
                 yield f"{name}.{part}", value.astype(np.float32, copy=False)
 
 
-def in_pieces(shape, draw):
+def in_pieces(shape: Shape, draw: Callable[[int], np.ndarray]) -> np.ndarray:
     """A float32 array of `shape` from draw(n), which gives float64: as if drawn at once, without its memory in float64."""
     values = np.empty(int(np.prod(shape)), np.float32)
     for first in range(0, values.size, 1 << 20):
@@ -149,19 +208,75 @@ def in_pieces(shape, draw):
     return values.reshape(shape)
 
 
-def build(name, classes=None, size=None, fewer=1):
+def build(name: str, classes: int | None = None, size: int | None = None, fewer: int = 1) -> Net:
     """The net of that name, at its published number of classes and input size unless told otherwise.
 
     fewer: what the filters of each convolution and the features of each hidden dense layer are divided by.
     """
     if name not in NETS:
         raise UserError(f"unknown net {name!r}: choose one of {', '.join(NETS)}")
-    layers, published_size, published_classes = NETS[name]
+    made, published_size, published_classes = NETS[name]
     classes = published_classes if classes is None else classes
     if classes < 1:
         raise UserError(f"--classes {classes}: a net needs at least one class")
-    layers = layers(classes)
+    layers = made(classes)
     for layer in list(layers.values())[:-1]:
         for width in {"filters", "features"} & set(vars(layer)):
             setattr(layer, width, getattr(layer, width) // fewer)
-    return Net(name, size or published_size, classes, layers)
+    return Net(layers, size or published_size, name)
+
+
+def from_description(layers: dict, size: int, name: str = "net") -> Net:
+    """The net that `Net.described` gave the layers of."""
+    ops, made = {op.__name__: op for op in reversed(Layer.__subclasses__())}, {}
+    for layer, described in layers.items() if isinstance(layers, dict) else ():
+        try:
+            fields = dict(described)
+            made[layer] = ops[fields.pop("op")](**fields)
+        except KeyError as error:
+            raise UserError(f"{name}: {layer} is described without a known op ({error}): choose one of {', '.join(sorted(ops))}") from None
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{name}: {layer} is not described as a layer is ({error})") from None
+    return Net(made, size, name)
+
+
+def check_name(net: str, name: object) -> None:
+    """Names of layers become names of arrays, such as "activation conv1" and "conv1.weight"."""
+    if not isinstance(name, str) or not re.fullmatch(r"[^\s./\\]+", name):
+        raise UserError(f"{net}: {name!r} cannot be a layer's name: expected text without spaces, dots and slashes, such as conv1")
+    if name == "input":
+        raise UserError(f"{net}: a layer cannot have the name input, which is that of the pictures: choose another")
+
+
+class Summary:
+    """A net's layers, output shapes, parameters and multiply-accumulates."""
+
+    def __init__(self, net: Net) -> None:
+        self.title = f"{net.name}, {net.size}x{net.size}, {net.classes} classes"
+        self.rows = [("layer", "output shape", "parameters", "MACs"), ("input", by(net.inputs[next(iter(net.layers))]), "", "")]
+        for name, layer in net.layers.items():
+            count = sum(math.prod(shape) for shape in layer.parameters(net.inputs[name]).values())
+            self.rows.append((f"{name} ({kind(layer)})", by(net.outputs[name]), f"{count:,}", f"{layer.macs(net.inputs[name]):,}"))
+        self.rows.append(("total", "", f"{net.count():,}", f"{net.macs():,}"))
+
+    def __repr__(self) -> str:
+        widths = [max(map(len, column)) for column in zip(*self.rows)]
+        lines = ["  ".join((cell.ljust, cell.rjust)[i > 0](width) for i, (cell, width) in enumerate(zip(row, widths))) for row in self.rows]
+        rule = "-" * len(lines[0])
+        return "\n".join([self.title, lines[0], rule, *lines[1:-1], rule, lines[-1]])
+
+    def _repr_html_(self) -> str:
+        cells = [[html.escape(cell) for cell in row] for row in self.rows]
+        body = "".join("<tr>" + "".join(f'<td style="text-align: {"right" if i else "left"}">{cell}</td>' for i, cell in enumerate(row)) + "</tr>" for row in cells[1:])
+        return f"<table><caption>{html.escape(self.title)}</caption><thead><tr>{''.join(f'<th>{cell}</th>' for cell in cells[0])}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def by(shape: Shape) -> str:
+    """A shape as one says it, 6 x 6 x 256."""
+    return " x ".join(map(str, shape))
+
+
+def kind(layer: Layer) -> str:
+    """What a layer is, in a table."""
+    name = type(layer).__name__
+    return f"{name} + ReLU" if getattr(layer, "relu", False) else name

@@ -22,12 +22,12 @@ import numpy as np
 
 from . import functional, nets
 from .data.augment import Input
-from .describe import by
 from .device import open_device
 from .device.base import Tape
 from .device.cpu import processor
 from .errors import UserError, run_command
 from .gradcheck import CASES, GradientError, check_op, compare, to_host
+from .nets import by
 from .network import Network
 from .ops.augment import FILLS, augment
 from .ops.bias import add_bias, bias_gradient

@@ -43,7 +43,7 @@ def test_the_bytes_that_a_launch_needs_are_those_that_it_touches(monkeypatch):
     layers = {"conv1": Conv(16, 5, stride=2, pad=(1, 2)), "norm1": LRN(), "pool1": MaxPool(2, 3), "conv2": Conv(24, (3, 2), pad=1, groups=2),
               "conv3": Conv(16, 2, stride=3, relu=False), "relu3": ReLU(), "pool3": MaxPool(2, 1, pad=1), "fc": Dense(300), "drop": Dropout(0.5),
               "last": Dense(7, relu=False)}
-    monkeypatch.setattr(report.nets, "build", lambda name: Net(name, 35, 7, layers))
+    monkeypatch.setattr(report.nets, "build", lambda name: Net(layers, 35, name))
     trace, seen = Trace(), set()
 
     def compare(launch):

@@ -31,10 +31,10 @@ NEARLY = 0.05
 
 def mini(size=23):
     """Everything that the four nets have, small, with LRN strong enough for its second term to matter."""
-    return Net("mini", size, 7, {
+    return Net({
         "conv1": Conv(12, 5, stride=2, pad=((1, 2), (0, 1))), "norm1": LRN(5, 0.5, 0.75, 1.5), "pool1": MaxPool(3, 2),
         "conv2": Conv(16, 3, pad=1, groups=2), "pool2": MaxPool(3, 2, ceil=True), "norm2": LRN(3, 0.3, 0.5, 1.0, "mean"),
-        "drop3": Dropout(0.3), "fc3": Dense(37), "drop4": Dropout(0.4), "fc4": Dense(7, relu=False)})
+        "drop3": Dropout(0.3), "fc3": Dense(37), "drop4": Dropout(0.4), "fc4": Dense(7, relu=False)}, size, "mini")
 
 
 def small(name, size, fewer):
@@ -361,7 +361,7 @@ def test_nets_of_other_shapes_agree_with_the_reference(device):
         {"fc1": Dense(20), "relu": ReLU(), "fc2": Dense(7, relu=False)},
     ]
     for layers in nets:
-        net = Net("other", 14, 7, layers)
+        net = Net(layers, 14, "other")
         for training in (True, False):
             pair = [network(net, place, 13, training=training) for place in (device, Reference(np.float64))]
             for n in (13, 5):

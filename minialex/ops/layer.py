@@ -7,6 +7,8 @@ import numpy as np
 
 from ..device import open_device
 
+Shape = tuple[int, ...]
+
 
 @dataclass
 class Site:
