@@ -3,6 +3,7 @@
 import numpy as np
 
 from .data.augment import Input
+from .device import open_device
 from .errors import UserError
 from .ops.augment import FILLS, augment, check_views
 from .ops.conv import BLOCK, add_parts
@@ -23,14 +24,14 @@ class Layout:
         self.net, self.batch, self.training, floats = net, batch, training, device.float
         side = self.input.side
         names = list(net.layers)
-        first = next(i for i, n in enumerate(names) if net.layers[n].dense or net.layers[n].trained_only)
+        first = next((i for i, n in enumerate(names) if net.layers[n].dense or net.layers[n].trained_only), len(names))
         self.stack, self.tail = names[:first], names[first:]
         self.shares = max(1, min(device.threads, batch // 4))
         self.chunk = min(device.chunk or batch, -(-batch // self.shares))
         self.columns = self.fit(device, workspace_mb)
 
         rows = batch if training else min(batch, self.shares * self.chunk)
-        own = ["input", *(name for name in self.stack if not net.layers[name].in_place)]      # the tail reads the last of these
+        own = ["input", *(name for name in self.stack if not net.layers[name].in_place)]      # the tail, or the loss, reads the last of these
         self.arrays = {"input images": ((batch, side, side, 3), np.uint8), "input views": ((batch, 18), floats),
                        "input labels": ((batch,), np.int32), "input mean": ((side, side, 3) if self.input.mean == "image" else (1,), floats),
                        "input now": ((2,), np.float64), "output loss": ((batch,), floats), "output rank": ((batch,), floats),
@@ -53,7 +54,7 @@ class Layout:
                             for key, shape in layer.prepared(net.inputs[name]).items()}
             widest = max((int(np.prod(net.outputs[n])) for n in self.stack), default=0)
             self.arrays["workspace stack gradients"] = ((self.shares, 2, self.chunk * widest), floats)
-            wide = max(int(np.prod(shape)) for n in self.tail for shape in (net.inputs[n], net.outputs[n]))
+            wide = max([net.classes, *(int(np.prod(shape)) for n in self.tail for shape in (net.inputs[n], net.outputs[n]))])
             self.arrays["workspace dense gradients"] = ((2, batch * wide), floats)
             dense = [layer.partials(net.inputs[n], batch) for n, layer in net.layers.items() if layer.dense]
             self.arrays["workspace dense"] = ((max(dense, default=0),), floats)      # once, while each share has columns
@@ -87,15 +88,17 @@ class Network:
     """A net on a device, for batches of up to `batch` decoded pictures, of which `input` says how the net takes them.
 
     `parameters`, `velocity` and `gradients` are {name: device array}; `gradients` holds those of the mean loss. `state` is
-    all that the optimizer keeps, {"velocity conv1.weight": device array, ...}.
+    all that the optimizer keeps, {"velocity conv1.weight": device array, ...}. device: "auto", "cpu", "cuda", "numpy", or an open one.
     """
 
     def __init__(self, net, device, batch, *, input=None, training=True, optimizer=SGD(), smoothing=0.0, init="he", seed=0, workspace_mb=None):
         if batch < 1:
             raise UserError(f"--batch {batch}: a batch has at least one image")
+        device = open_device(device)[0] if isinstance(device, str) else device
         self.net, self.device, self.batch, self.optimizer, self.seed, self.training = net, device, batch, optimizer, seed, training
-        self.smoothing = smoothing
+        self.smoothing, self.passed = smoothing, 0      # images of the last pass
         self.layout = Layout(net, device, batch, input=input, training=training, workspace_mb=workspace_mb, slots=optimizer.slots)
+        self.input = self.layout.input
         self.arrays = {}
         self.allocate("parameter ")
         self.parameters = self.named("parameter ")
@@ -106,6 +109,9 @@ class Network:
         self.state = {name: array for name, array in self.arrays.items() if name.split()[0] in optimizer.slots}
         self.gradients = {name: parts[0] for name, parts in self.named("gradient ").items()}
         self.tapes = {}
+
+    def __repr__(self):
+        return f"Network of {self.net!r}, on {self.device.name}, for {'' if self.training else 'evaluation of '}up to {self.batch} images at a time"
 
     def allocate(self, kind):
         """Makes the arrays of the layout whose names start with `kind`, and that are not there yet."""
@@ -165,6 +171,16 @@ class Network:
         """(n, classes) of the last `evaluate`."""
         return self.device.to_numpy(self.arrays["output probabilities"][:n])
 
+    def weights(self):
+        """{"conv1.weight": array, ...} on the host, copies."""
+        return {name: self.device.to_numpy(array) for name, array in self.parameters.items()}
+
+    def activations(self):
+        """{layer: its outputs in the last pass, (n, ...)} on the host. Layers in place, ReLU and Dropout, have changed those of the layer before."""
+        if not self.training:
+            raise UserError("a network for evaluation only keeps its activations for a few images at a time: make it with training=True to see them")
+        return {name: self.device.to_numpy(self.arrays[f"activation {name}"][:self.passed]) for name, layer in self.net.layers.items() if not layer.in_place}
+
     def run(self, mode, images, labels, views, step, lr, timed=False):
         n = len(images)
         if not 0 < n <= self.batch:
@@ -182,6 +198,7 @@ class Network:
             with self.device.record() as tape:
                 self.record(mode, n)
             self.tapes[mode, n] = tape
+        self.passed = n
         return self.tapes[mode, n].play_timed() if timed else self.tapes[mode, n].play()
 
     def record(self, mode, n):
@@ -214,7 +231,7 @@ class Network:
                 device.place = f"{name} backward"
                 layer.prepare(device, site)
         slopes = self.arrays["workspace dense gradients"]
-        dy, bottom = dlogits, self.net.bottom
+        dy, bottom = dlogits.reshape(n, *self.net.outputs[list(self.net.layers)[-1]]), self.net.bottom
         for name in reversed(tail):
             layer, site = self.net.layers[name], self.site(name, mode, 0, 0, n)
             device.place = f"{name} backward"
@@ -313,7 +330,7 @@ class Network:
     def loss(self, n, mode):
         """Launches the loss of n images. -> gradient of the logits of the mean loss"""
         a, classes, device = self.arrays, self.net.classes, self.device
-        logits, labels = a[f"activation {list(self.net.layers)[-1]}"][:n], a["input labels"][:n]
+        logits, labels = a[f"activation {list(self.net.layers)[-1]}"][:n].reshape(n, classes), a["input labels"][:n]
         probabilities = a["output probabilities"][:n]
         dlogits = shaped(a["workspace dense gradients"][0], (n, classes)) if mode != "evaluate" else probabilities
         device.launch(cross_entropy_rows, n, logits, labels, a["output loss"][:n], dlogits, classes, 1.0 / n, self.smoothing if mode != "evaluate" else 0.0)

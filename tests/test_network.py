@@ -193,7 +193,15 @@ def test_the_numpy_device_trains_alike_dropout_included(device, case, form):
     assert distance(*(host(own, own.velocity) for own in pair)) < NEARLY
 
 
-@pytest.mark.parametrize("net, n", [(small("paper", 67, 8), 3), (mini(), 5), (build("half", CLASSES, 64), 2)], ids=lambda v: getattr(v, "name", ""))
+def towers():
+    """Convolutions to the end, with dropout between them: no dense layer."""
+    return Net({"conv1": Conv(8, 5, stride=2), "norm1": LRN(3, 0.5), "conv2": Conv(12, 3, groups=2), "pool2": MaxPool(3, 2), "drop3": Dropout(0.3),
+                "score": Conv(7, 3, relu=False)}, 23, "towers")
+
+
+@pytest.mark.parametrize("net, n", [(small("paper", 67, 8), 3), (mini(), 5), (build("half", CLASSES, 64), 2), (towers(), 3),
+                                    (Net({k: v for k, v in towers().layers.items() if k != "drop3"}, 23, "without dropout"), 3)],
+                         ids=lambda v: getattr(v, "name", ""))
 def test_directional_derivative_of_the_whole_network(net, n):
     own = network(net, Reference(np.float64), n)
     batch, values = drawn(net, n), {k: v.astype(np.float64) for k, v in own.net.initial("he", 0).items()}
@@ -351,25 +359,97 @@ def test_the_same_step_after_loading_parameters_and_velocity(device):
 
 # ---------------------------------------------------------------- other nets
 
-def test_nets_of_other_shapes_agree_with_the_reference(device):
-    """A net that starts with a pool, has dropout between convolutions, a ReLU of its own before the dense layers, or no
-    convolution at all."""
-    nets = [
-        {"pool0": MaxPool(2), "conv1": Conv(5, 3, relu=False), "relu1": ReLU(), "fc": Dense(7, relu=False)},
-        {"norm0": LRN(3, 0.5), "pool0": MaxPool(2), "relu0": ReLU(), "conv1": Conv(5, 3), "fc": Dense(7, relu=False)},
-        {"conv1": Conv(24, 3, stride=4), "drop1": Dropout(0.3), "conv2": Conv(8, 3, pad=1, groups=2), "pool2": MaxPool(2), "fc": Dense(7, relu=False)},
-        {"fc1": Dense(20), "relu": ReLU(), "fc2": Dense(7, relu=False)},
-    ]
-    for layers in nets:
-        net = Net(layers, 14, "other")
-        for training in (True, False):
-            pair = [network(net, place, 13, training=training) for place in (device, Reference(np.float64))]
-            for n in (13, 5):
-                batch = [a[:n] for a in drawn(net, 13)]
-                for own in pair:
-                    own.gradient(*batch, step=1) if training else own.evaluate(*batch)
-                compare("loss", "loss", pair[0].results(n)[0], pair[1].results(n)[0])
-                assert not training or distance(*(host(own, own.gradients) for own in pair)) < NEARLY
+OTHERS = {
+    "pool first": {"pool0": MaxPool(2), "conv1": Conv(5, 3, relu=False), "relu1": ReLU(), "fc": Dense(7, relu=False)},
+    "LRN first": {"norm0": LRN(3, 0.5), "pool0": MaxPool(2), "relu0": ReLU(), "conv1": Conv(5, 3), "fc": Dense(7, relu=False)},
+    "dropout between convolutions": {"conv1": Conv(24, 3, stride=4), "drop1": Dropout(0.3), "conv2": Conv(8, 3, pad=1, groups=2), "pool2": MaxPool(2),
+                                     "fc": Dense(7, relu=False)},
+    "ReLU between dense layers": {"fc1": Dense(20), "relu": ReLU(), "fc2": Dense(7, relu=False)},
+    "one dense layer": {"fc": Dense(7, relu=False)},
+    "one convolution": {"conv": Conv(7, 14, relu=False)},
+    "convolutions only": {"conv1": Conv(8, 3, stride=2), "norm1": LRN(3, 0.5), "pool1": MaxPool(2), "conv2": Conv(14, 2), "score": Conv(7, 2, groups=7, relu=False)},
+    "convolutions and dropout": {"conv1": Conv(8, 3, stride=2), "drop1": Dropout(0.3), "conv2": Conv(12, 3), "score": Conv(7, 4, relu=False)},
+    "dropout first": {"drop0": Dropout(0.3), "conv1": Conv(8, 3, stride=3), "score": Conv(7, 4, relu=False)},
+    "LRN last but one": {"conv1": Conv(5, 3), "norm1": LRN(3, 0.5), "fc": Dense(7, relu=False)},
+    "LRN between dense layers": {"fc1": Dense(20), "norm1": LRN(3, 0.5), "fc2": Dense(7, relu=False)},
+    "pool last but one": {"conv1": Conv(5, 3, relu=False), "relu1": ReLU(), "pool1": MaxPool(3), "score": Conv(7, 4, relu=False)},
+    "pool last": {"conv1": Conv(8, 3, stride=2), "conv2": Conv(7, 3, relu=False), "pool2": MaxPool(4)},
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_nets_of_other_shapes_agree_with_the_reference(device, name):
+    net = Net(OTHERS[name], 14, "other")
+    for training in (True, False):
+        pair = [network(net, place, 13, training=training) for place in (device, Reference(np.float64))]
+        for n in (13, 5):
+            batch = [a[:n] for a in drawn(net, 13)]
+            for own in pair:
+                own.gradient(*batch, step=1) if training else own.evaluate(*batch)
+            compare("loss", "loss", pair[0].results(n)[0], pair[1].results(n)[0])
+            assert not training or distance(*(host(own, own.gradients) for own in pair)) < NEARLY
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("name", [name for name, layers in OTHERS.items() if not any(layer.dense for layer in layers.values())])
+def test_a_net_without_dense_layers_on_any_number_of_cores(name, threads):
+    net, device = Net(OTHERS[name], 14, "other"), CPU(threads)
+    for batch in (1, 3, 8, 17):
+        images = drawn(net, batch)
+        pair = [network(net, place, batch, seed=5) for place in (device, Reference(np.float64))]
+        for own in pair:
+            own.train_step(*images, 1, 0.01)
+        compare("loss", f"{batch}", *(own.results(batch)[0] for own in pair))
+        assert distance(*(host(own, own.gradients) for own in pair)) < NEARLY
+        close(*(host(own, own.parameters) for own in pair), 1e-4)
+        lean = network(net, device, batch, training=False)
+        lean.load_parameters(pair[0].weights())
+        for own in (*pair, lean):
+            own.evaluate(*images)
+        np.testing.assert_array_equal(lean.results(batch)[0], pair[0].results(batch)[0])
+        compare("probabilities", f"{batch}", lean.probabilities(batch), pair[1].probabilities(batch), tolerance=1e-4)
+
+
+# ---------------------------------------------------------------- what a network shows
+
+def test_activations_are_those_of_the_last_pass(device):
+    """In place layers have changed those of the layer before: a dropped element is 0 in training, and not in evaluation."""
+    net = mini()
+    pair = [network(net, place, 9, seed=3) for place in (device, Reference(np.float64))]
+    for n, dropped in ((9, False), (5, True)):
+        batch = [a[:n] for a in drawn(net, 9)]
+        for own in pair:
+            own.train_step(*batch, 1, 0.01) if dropped else own.evaluate(*batch)
+        ours, truth = (own.activations() for own in pair)
+        assert list(ours) == ["conv1", "norm1", "pool1", "conv2", "pool2", "norm2", "fc3", "fc4"]
+        assert all(isinstance(value, np.ndarray) and value.shape == (n, *net.outputs[name]) for name, value in ours.items())
+        close(ours, truth, 2e-5)
+        np.testing.assert_array_equal(ours["norm2"] == 0, truth["norm2"] == 0)
+    ours["fc4"][:] = 7
+    assert not (pair[0].activations()["fc4"] == 7).any()
+    with pytest.raises(UserError, match="evaluation only keeps its activations for a few images at a time: make it with training=True"):
+        network(net, device, 9, training=False).activations()
+
+
+def test_weights_are_copies_on_the_host(device):
+    net = mini()
+    own, first = network(net, device, 4), net.initial("he", 0)
+    own.weights()["conv1.bias"][:] = 7
+    weights = own.weights()
+    assert list(weights) == list(first)
+    for name, value in first.items():
+        np.testing.assert_array_equal(weights[name], value)
+
+
+def test_a_network_takes_a_devices_name_and_says_what_it_is():
+    net = Net({"fc": Dense(2, relu=False)}, 2)
+    for name, kind in (("cpu", CPU), ("numpy", Reference), ("auto", object)):
+        own = Network(net, name, 3)
+        assert isinstance(own.device, kind) and own.device.float == np.float32
+        assert own.input == Input(net.side, net.size) and repr(own) == f"Network of {net!r}, on {own.device.name}, for up to 3 images at a time"
+    assert "for evaluation of up to 3 images" in repr(Network(net, own.device, 3, training=False))
+    with pytest.raises(UserError, match="unknown device 'gpu': choose auto, cpu, cuda or numpy"):
+        Network(net, "gpu", 3)
 
 
 # ---------------------------------------------------------------- numbers and sentences
