@@ -12,7 +12,7 @@ BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 
 def run(script, *arguments):
     command = [sys.executable, BENCHMARKS / script, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, timeout=1200)
 
 
 def test_scaling(tmp_path):
@@ -77,7 +77,7 @@ def test_products():
     assert [row.split()[:3] for row in rows] == [["half", what, "ratio"] for what in ("train", "infer")]
     for row in rows:
         ratio, ours, theirs = (float(row.split()[place]) for place in (3, -3, -1))
-        assert ratio == pytest.approx(ours / theirs, abs=0.02)
+        assert ours - 0.05 <= (ratio + 0.005) * (theirs + 0.05) and (ratio - 0.005) * (theirs - 0.05) <= ours + 0.05      # as rounded
 
 
 def test_what_they_refuse(tmp_path):

@@ -65,7 +65,8 @@ def test_what_a_run_leaves(finished):
         assert set(m["layers"]) == {"conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8"} and set(m["seconds"]) == {"data", "forward", "backward", "update", "other"}
         for layer in m["layers"].values():
             assert layer["mean"] > 0 and layer["std"] > 0 and 0 <= layer["dead"] <= layer["zero"] < 1 and 1e-7 < layer["ratio"] < 1
-        assert m["seconds"]["backward"] > m["seconds"]["forward"] > m["seconds"]["update"] > 0 and len(m["slowest"]) == 8
+        assert all(0 <= seconds < np.inf for seconds in m["seconds"].values()) and len(m["slowest"]) == 8
+        assert min(m["seconds"][part] for part in ("forward", "backward", "update")) > 0      # sums of many launches: no clock is as coarse
     assert [m["lr"] for m in metrics] == pytest.approx([0.002 * 5 / 6, 0], abs=2e-4)      # the end of warm-up, and of the cosine
     config = json.loads((finished / "config.json").read_text())
     assert config["classes"] == ["blue", "green", "red"] and config["size"] == 72 and config["data"]["train"]["images"] == 37

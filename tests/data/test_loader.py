@@ -125,12 +125,12 @@ def test_decoding_runs_ahead_but_not_away(folder, monkeypatch):
     counted(monkeypatch, calls)
     batches = Loader(folder, 16, 2, workers=2).epoch(0)
     next(batches)
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 300
     while len(calls) < 8 and time.monotonic() < deadline:
         time.sleep(0.005)
-    time.sleep(0.05)
-    assert len(calls) == 8  # the batch that was taken, and three more
+    time.sleep(0.05)        # for more than there should be
     batches.close()
+    assert len(calls) == 8  # the batch that was taken, and three more
     assert no_decoding_threads()
 
 
@@ -238,33 +238,38 @@ batches = loader.Loader(open_folder(sys.argv[1]), 16, 4, workers=3).epoch(0)
 
 def test_a_program_ends_with_an_iterator_open(folder):
     process = child(folder, SLOW + "kept = next(batches)")
-    assert process.communicate(timeout=10) == ("", "") and process.returncode == 0
+    assert process.communicate(timeout=300) == ("", "") and process.returncode == 0
 
 
 def test_ctrl_c_while_waiting(folder):
-    program = SLOW.replace("0.05", "0.3") + """
-import os, signal, threading
+    program = """
+import signal, sys, threading
+from minialex.data import loader
+from minialex.data.folder import ImageFolder, open_folder
 signal.signal(signal.SIGINT, signal.default_int_handler)      # a shell starts what runs in the background with it ignored
-threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+ahead, taking, sent = [], threading.Event(), []
+def take(self, real=loader._Ahead.take):
+    with self.changed:      # which only the wait inside lets go
+        ahead.append(self)
+        taking.set()
+        return real(self)
+def picture(self, *arguments, real=ImageFolder.picture):
+    taking.wait()
+    with ahead[0].changed:
+        sent or sent.append(signal.pthread_kill(threading.main_thread().ident, signal.SIGINT))
+    return real(self, *arguments)
+loader._Ahead.take, ImageFolder.picture = take, picture
+batches = loader.Loader(open_folder(sys.argv[1]), 16, 4, workers=3).epoch(0)
 try:
     next(batches)
 except KeyboardInterrupt:
     print([t.name for t in threading.enumerate() if t.name.startswith("decode")])
 """
     process = child(folder, program)
-    assert process.communicate(timeout=10) == ("[]\n", "") and process.returncode == 0
+    assert process.communicate(timeout=300) == ("[]\n", "") and process.returncode == 0
 
 
 @pytest.mark.parametrize("options", [dict(batch=0), dict(size=0), dict(workers=0), dict(seed=-1), dict(seed=2**64)])
 def test_arguments_out_of_range(folder, options):
     with pytest.raises(UserError, match=next(iter(options))):
         Loader(folder, **{"size": 16, "batch": 4, **options})
-
-
-# Crops
-
-def test_importing_minialex_stays_cheap():
-    program = "import sys, minialex, minialex.data; print([m for m in ('numpy', 'PIL') if m in sys.modules])"
-    run = subprocess.run([sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": str(ROOT)},
-                         capture_output=True, text=True)
-    assert run.stdout == "[]\n", run.stderr

