@@ -1,4 +1,6 @@
-"""The benchmarks of scaling, of the input pipeline and of products, at their smallest: what they print, their JSON, and what they refuse."""
+"""The benchmarks of scaling, of the input pipeline and of products, at their smallest: what they print, their JSON, and what they refuse.
+
+That of the start-up is in test_startup.py."""
 
 import json
 import subprocess
@@ -83,6 +85,8 @@ def test_products():
 def test_what_they_refuse(tmp_path):
     done = run("input_pipeline.py", "--workers", 0)
     assert done.returncode == 2 and done.stderr == "error: --images, --batch, --rounds and --workers: expected at least 1\n"
+    done = run("startup.py", "--rounds", 0)
+    assert done.returncode == 2 and done.stderr == "error: --rounds: expected at least 1\n"
     done = run("input_pipeline.py", "--data", tmp_path)
     assert done.returncode == 2 and done.stderr.startswith("error: ") and len(done.stderr.splitlines()) == 1
     pytest.importorskip("torch", reason="scaling is measured beside PyTorch: pip install torch==2.13.0")

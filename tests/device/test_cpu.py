@@ -88,16 +88,16 @@ def test_two_processes_may_compile_at_once(tmp_path):
 
 
 def test_a_recording_splits_shares_over_threads_and_plays_again():
-    device = CPU(threads=2)
-    arrays = [device.array(np.linspace(-1, 1, 4096, dtype=np.float32)) for _ in range(3)]
+    device, count = CPU(threads=2), 1 << 18      # takes longer than any clock's grain
+    arrays = [device.array(np.linspace(-1, 1, count, dtype=np.float32)) for _ in range(3)]
     with device.record() as tape:
-        device.launch(relu_in_place, 4, arrays[0], 4096)                  # all threads together
+        device.launch(relu_in_place, count // 1024, arrays[0], count)                  # all threads together
         for share in device.parallel(2):
-            device.launch(relu_in_place, 4, arrays[1 + share], 4096)      # a thread each
+            device.launch(relu_in_place, count // 1024, arrays[1 + share], count)      # a thread each
     assert arrays[0].min() == -1
     seconds = np.zeros(4)
     tape.play(seconds)
-    assert all((a == np.maximum(np.linspace(-1, 1, 4096, dtype=np.float32), 0)).all() for a in arrays)
+    assert all((a == np.maximum(np.linspace(-1, 1, count, dtype=np.float32), 0)).all() for a in arrays)
     assert [command[3] for command in tape.commands] == ["relu_in_place"] * 4 and (seconds > 0).all()
     arrays[2][0] = -5
     tape.play()
