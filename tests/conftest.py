@@ -1,17 +1,26 @@
 """The devices that the suite runs on: cpu, the CUDA branch executed thread by thread, and cuda where there is a GPU."""
 
-import os
 import sys
-from pathlib import Path
+from collections import Counter
 
 import pytest
 
 from minialex.device import cuda
+from odd_files import FILES
 from simt.device import SIMT, why_not
 
 
 def pytest_report_header(config):
     return f"cuda: {cuda.why_not() or 'a working GPU'}"
+
+
+def pytest_terminal_summary(terminalreporter):
+    """What was skipped, a line for each reason: pytest's own -rs has one for each place, over a hundred without a GPU."""
+    reasons = Counter(report.longrepr[2].removeprefix("Skipped: ") for report in terminalreporter.getreports("skipped"))
+    if reasons and not terminalreporter.hasopt("skipped"):
+        terminalreporter.section("skipped")
+        for reason, count in reasons.most_common():
+            terminalreporter.line(f"SKIPPED [{count}] {reason}")
 
 
 @pytest.fixture(scope="session", params=["cpu", "simt", "cuda"])
@@ -47,9 +56,10 @@ def cpu():
 
 
 @pytest.fixture(scope="session")
-def shared():
-    """Real photographs and broken files that are not part of the project."""
-    folder = Path(os.environ.get("MINIALEX_SHARED", Path(__file__).resolve().parent.parent.parent / "shared" / "data"))
-    if not (folder / "monkeys").is_dir():
-        pytest.skip(f"no shared image data in {folder} (set MINIALEX_SHARED)")
+def odd(tmp_path_factory):
+    """A folder of odd_files.FILES."""
+    folder = tmp_path_factory.mktemp("set") / "odd"
+    folder.mkdir()
+    for name, (_, data) in FILES.items():
+        (folder / name).write_bytes(data)
     return folder

@@ -1,6 +1,5 @@
 """Decoding: sound pictures come out right, unsound ones are refused by name, and nothing else happens."""
 
-import json
 import os
 import pickle
 import struct
@@ -17,20 +16,12 @@ from PIL import Image
 from minialex.data import image as image_module
 from minialex.data.image import MAX_PIXELS, UnreadableImage, decode, square, squash
 from minialex.errors import UserError
+from odd_files import FILES, chunk, png_header, scene
 
 ROOT = Path(__file__).resolve().parents[2]
-DIRTY = Path(os.environ.get("MINIALEX_SHARED", ROOT / "../shared/data")) / "dirty"
-MANIFEST = DIRTY / "manifest.json"
-CASES = json.loads(MANIFEST.read_text())["cases"] if MANIFEST.exists() else []
 
 # pytest puts filters of its own in the place of those of image.py; a test below looks at a process without them.
 pytestmark = pytest.mark.filterwarnings(r"ignore:::PIL\.")
-
-
-def scene(width, height):
-    """A smooth picture in which every corner has a colour of its own."""
-    y, x = np.mgrid[:height, :width]
-    return np.stack([255 * x / max(1, width - 1), 255 * y / max(1, height - 1), 90 + 0 * x], axis=2).astype(np.uint8)
 
 
 def save(path, array, **options):
@@ -47,20 +38,18 @@ def refusal(function, *arguments):
     return sentence
 
 
-# The shared set of odd files
+# Odd files
 
-@pytest.mark.skipif(not CASES, reason=f"the set of odd files is not on this machine ({DIRTY})")
-@pytest.mark.parametrize("case", CASES, ids=[ascii(Path(case["path"]).name[:40]) for case in CASES])
-def test_odd_file(case, capfd):
-    path = DIRTY / case["path"]
-    if case["treatment"] == "reject":
+@pytest.mark.parametrize("name", FILES, ids=[ascii(name[:40]) for name in FILES])
+def test_odd_file(odd, name, capfd):
+    path, expected = odd / name, FILES[name][0]
+    if expected is None:
         refusal(decode, path)
         refusal(square, path, 32)
         refusal(squash, path, 32)
-    elif case["treatment"] == "load":
+    elif isinstance(expected, tuple):
         picture = decode(path)
-        width, height = picture.size
-        assert picture.mode == "RGB" and [width, height] == case["size_wh"]
+        assert picture.mode == "RGB" and picture.size == expected
         assert np.asarray(picture).any(), "a black picture"
         pixels = square(path, 32)
         assert pixels.shape == (32, 32, 3) and pixels.any()
@@ -72,13 +61,6 @@ def test_odd_file(case, capfd):
             except UnreadableImage as error:
                 assert error.reason
     assert capfd.readouterr() == ("", "")
-
-
-@pytest.mark.skipif(not CASES, reason=f"the set of odd files is not on this machine ({DIRTY})")
-def test_deep_ramps_keep_their_range():
-    for name in "gray16_full_range.png", "float32.tif", "int32.tif":
-        pixels = np.asarray(decode(DIRTY / "files" / name))
-        assert len(np.unique(pixels)) == 256, name
 
 
 # Depths and modes
@@ -273,14 +255,6 @@ def test_truncated(tmp_path, name):
         path.write_bytes(whole[:length])
         refusal(decode, path)
         assert ("empty" in refusal(square, path, 32)) == (length == 0)
-
-
-def chunk(kind, data):
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-
-def png_header(width, height):
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0))
 
 
 @pytest.mark.parametrize("side", [9_460, 12_000, 20_000, 60_000])
