@@ -25,7 +25,8 @@ from sides import STATUS, Ours, Theirs, as_torch, distance, drawn, seconds, step
 from minialex import nets
 from minialex.device import open_device
 from minialex.device.cpu import processor
-from minialex.errors import UserError, run_command
+from minialex.command import run_command
+from minialex.errors import UserError
 from minialex.ops.dropout import Dropout
 
 STEPS = 3

@@ -31,7 +31,8 @@ from minialex.data.image import UnreadableImage
 from minialex.data.loader import Loader
 from minialex.data.pack import Packed, open_pack, pack
 from minialex.device import open_device
-from minialex.errors import UserError, run_command
+from minialex.command import run_command
+from minialex.errors import UserError
 from minialex.network import Network
 
 CACHE_MB = Loader.__init__.__kwdefaults__["cache_mb"]

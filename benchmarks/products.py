@@ -13,7 +13,8 @@ from sides import Ours, distance, drawn
 
 from minialex import nets
 from minialex.device.cpu import CPU
-from minialex.errors import UserError, run_command
+from minialex.command import run_command
+from minialex.errors import UserError
 
 LIBRARIES, TOLERANCE = ("onednn", "openblas"), 1e-3      # of the L2 norm of each parameter and of the losses, after one step
 

@@ -22,7 +22,8 @@ from sides import STATUS, Ours, Theirs, drawn, step_memory
 
 from minialex import nets
 from minialex.device import open_device
-from minialex.errors import UserError, run_command
+from minialex.command import run_command
+from minialex.errors import UserError
 
 FORMATS, PASSES = {"contiguous": "c", "channels-last": "l"}, ("train", "infer")
 # Options, least seconds of a timed turn, batch at the axes of threads and of size, pixels at the others (None: the published).

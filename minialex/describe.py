@@ -8,7 +8,8 @@ from . import nets
 from .device.base import Device
 from .device.cpu import CPU
 from .device.cuda import CUDA
-from .errors import UserError, run_command
+from .command import run_command
+from .errors import UserError
 from .network import Layout
 
 

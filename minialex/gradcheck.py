@@ -197,19 +197,18 @@ CASES = [
 
 
 def main(arguments=None):
-    import argparse
-
+    from .command import add_device, parser_of
     from .device import open_device
     from .errors import UserError
-    parser = argparse.ArgumentParser(prog="python -m minialex.gradcheck", description="Check each op against its formula.")
+    parser = parser_of("gradcheck", "Check each op against its formula.")
     parser.add_argument("op", nargs="*", help=f"of {', '.join(sorted({c[0] for c in CASES}))} (default: all)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or numpy")
     parser.add_argument("--seed", type=int, default=0)
+    add_device(parser)
     args = parser.parse_args(arguments)
     unknown = set(args.op) - {case[0] for case in CASES}
     if unknown:
         raise UserError(f"unknown op {sorted(unknown)[0]!r}: choose from {', '.join(sorted({c[0] for c in CASES}))}")
-    device, reason = open_device(args.device)
+    device, reason = open_device(args.device, args.threads)
     print(f"device {device.name}: {device} ({reason})")
     failed = 0
     for op, shapes, options in CASES:
@@ -225,5 +224,5 @@ def main(arguments=None):
 
 
 if __name__ == "__main__":
-    from .errors import run_command
+    from .command import run_command
     run_command(main)

@@ -5,18 +5,16 @@ import csv
 import io
 import os
 import re
-import sys
 
 import numpy as np
 
-from .checkpoint import open_network, read_config, write_beside
-from .data.augment import Input
+from .command import add_device, parser_of, run_command, warn
 from .data.folder import ImageFolder, open_unlabelled
 from .data.listing import wnids_of
-from .data.loader import Loader
-from .device import open_device
-from .errors import UserError, run_command, shown
-from .evaluate import probabilities, require_place, views_of
+from .errors import UserError, shown
+from .files import require_place, write_beside
+from .progress import on_terminal, silent
+from .run.run import Run
 
 FORMS = """
 CSV forms:
@@ -40,17 +38,6 @@ def open_all(paths):
         return found[0]
     images = [image for source in found for image in source.paths]
     return ImageFolder(".", [], images, np.full(len(images), -1, np.int32))
-
-
-def predictions(network, loader, input, top, ten=False):
-    """Yields (place in the listing, labels (top,), probabilities (top,)) of each image that can be read, the likeliest first."""
-    for batch in loader.epoch(0):
-        n = len(batch)
-        if n:
-            p = probabilities(network, batch.images, np.zeros(n, np.int32), views_of(input, n, ten))
-            likely = np.argsort(-p, axis=1, kind="stable")[:, :top]
-            for place, row, labels in zip(batch.index, p, likely):
-                yield int(place), labels, row[labels]
 
 
 def plain_csv(found, source, classes, top, names_below):
@@ -87,8 +74,7 @@ def numbers_of(classes, root):
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(prog="python -m minialex.predict", description="Say what a trained network sees in images.", epilog=FORMS,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of("predict", "Say what a trained network sees in images.", epilog=FORMS, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", help="run folder of minialex.train")
     parser.add_argument("path", nargs="+", help="image files, folders (those in them are taken too, sorted), or text files with a path in each line")
     parser.add_argument("--top", type=int, metavar="N", help="so many classes of each image (default: 5; 1 in a plain CSV file)")
@@ -97,15 +83,15 @@ def main(arguments=None):
     parser.add_argument("--csv-form", choices=["plain", "ilsvrc"], help="default plain")
     parser.add_argument("--checkpoint", choices=["best", "last"], help="default: the best by validation top-1, if there is one")
     parser.add_argument("--batch", type=int, default=32, help="images in a pass (default 32)")
-    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "numpy"])
-    parser.add_argument("--threads", type=int)
+    add_device(parser)
     args = parser.parse_args(arguments)
     form = args.csv_form or "plain"
     if args.csv is not None:
         require_place("--csv", args.csv)
     elif args.csv_form:
         raise UserError(f"--csv-form {form}: name the file to write too, with --csv FILE")
-    classes = read_config(args.run)["classes"]
+    run = Run(args.run, args.checkpoint, args.device, args.threads)
+    classes = run.classes
     most = min(5, len(classes)) if form == "ilsvrc" else len(classes)
     top = args.top if args.top is not None else 1 if args.csv is not None and form == "plain" else min(5, most)
     if not 1 <= top <= most:
@@ -113,25 +99,18 @@ def main(arguments=None):
                                             f"the network of {shown(args.run)} knows {len(classes)} classes, so give a number from 1 to {most}"))
     source = open_all(args.path)
     numbers = numbers_of(classes, source.root) if form == "ilsvrc" else None
-    device, _ = open_device(args.device, args.threads)
-    network, config, _ = open_network(args.run, device, min(args.batch, len(source)), args.checkpoint)
-    input = Input.from_config(config)
+    refused, found, bar = [], [], on_terminal if args.csv is not None else silent
 
-    from tqdm import tqdm
-    refused = []
-
-    def warn(sentence):
+    def refuse(sentence):
         refused.append(sentence)
-        tqdm.write(sentence, file=sys.stderr)
+        warn(sentence)
 
-    loader = Loader(source, input.side, network.batch, fit=input.fit, shuffle=False, cache_mb=0, workers=device.decoders, warn=warn)
-    found = []
     try:
-        with tqdm(total=len(source), disable=None if args.csv is not None else True, leave=False, unit="image") as bar:
-            for place, labels, likely in predictions(network, loader, input, top, args.ten_crop):
+        with bar(total=len(source), unit="image") as done:
+            for place, labels, likely in run.predictions(source, top, args.ten_crop, args.batch, refuse):
+                done.update()
                 if args.csv is not None:
                     found.append((place, labels, likely))
-                    bar.update()
                     continue
                 print(shown(source.paths[place]))
                 for label, p in zip(labels, likely):

@@ -5,7 +5,6 @@ of as many bytes, the layers' matrix products, and whole training steps. A check
 lines are made for a bug report.
 """
 
-import argparse
 import importlib.metadata
 import math
 import os
@@ -25,7 +24,8 @@ from .data.augment import Input
 from .device import open_device
 from .device.base import Tape
 from .device.cpu import processor
-from .errors import UserError, run_command
+from .command import parser_of, run_command
+from .errors import UserError
 from .gradcheck import CASES, GradientError, check_op, compare, to_host
 from .nets import by
 from .network import Network
@@ -346,7 +346,7 @@ def selftest(device, reason, name, batch=None, quick=False):
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(prog="python -m minialex.selftest", description="Check this machine's results and speed.")
+    parser = parser_of("selftest", "Check this machine's results and speed.")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--net", default="half", help=f"{', '.join(nets.NETS)} (default: half)")
     parser.add_argument("--batch", type=int, help="images that are timed (default: 128 on cuda, 32 elsewhere)")

@@ -1,8 +1,11 @@
 """The devices that the suite runs on: cpu, the CUDA branch executed thread by thread, and cuda where there is a GPU."""
 
+import os
+import shutil
 import sys
 from collections import Counter
 
+import numpy as np
 import pytest
 
 from minialex.device import cuda
@@ -63,3 +66,40 @@ def odd(tmp_path_factory):
     for name, (_, data) in FILES.items():
         (folder / name).write_bytes(data)
     return folder
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory):
+    """Three classes told apart by colour, 12 + 4 pictures each; one training file is damaged, one is no image."""
+    from runs import draw_classes
+    root = tmp_path_factory.mktemp("pictures")
+    draw_classes(root, np.random.default_rng(5), 12, 4)
+    whole = (root / "train/red/00.jpg").read_bytes()
+    (root / "train/red/damaged.jpg").write_bytes(whole[:len(whole) // 2])
+    (root / "train/blue/labels.csv").write_text("not,an,image\n")
+    return root
+
+
+@pytest.fixture
+def own_pictures(pictures, tmp_path):
+    """A copy that a test may change."""
+    return shutil.copytree(pictures, tmp_path / "pictures", copy_function=os.link)
+
+
+@pytest.fixture(scope="session")
+def finished(pictures, tmp_path_factory):
+    """A run of two epochs on them, which nobody changes."""
+    from runs import arguments
+
+    from minialex import train
+    out = tmp_path_factory.mktemp("runs") / "straight"
+    assert train.main(arguments(pictures, out)) == 0
+    return out
+
+
+@pytest.fixture
+def plain_report(monkeypatch):
+    """Reports without their pictures, whose drawing takes longer than the training here."""
+    from minialex.files import write_beside
+    from minialex.run import page
+    monkeypatch.setattr(page, "write", lambda folder, *a, **k: write_beside(folder / "report.html", "drawn elsewhere\n" * 100))

@@ -12,7 +12,7 @@ from minialex.functional import augment_images
 from minialex.nets import build
 from minialex.network import Network
 from minialex.optim import Adam
-from minialex.recipes import RECIPES
+from minialex.run.recipes import RECIPES
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 keras = pytest.importorskip("keras", reason="Keras is not installed (pip install tensorflow-cpu): its pipeline and steps are not compared")

@@ -9,16 +9,16 @@ import sys
 
 import numpy as np
 import pytest
-from test_train import draw_classes
+from runs import draw_classes
 
 from minialex import evaluate, predict, train
-from minialex.checkpoint import open_network
-from minialex.data.augment import Input
+from minialex.command import run_command
 from minialex.data.folder import open_validation
 from minialex.data.image import square
 from minialex.data.pack import pack
-from minialex.device import open_device
-from minialex.errors import UserError, run_command
+from minialex.errors import UserError
+from minialex.run.run import Run
+from minialex.run.scores import losses_and_ranks
 
 COLOURS = {"amber": (210, 140, 40), "blue": (50, 70, 200), 'green, "deep"': (30, 130, 50), "grey": (120, 120, 120), "red": (200, 60, 50), "violet": (140, 60, 190)}
 CLASSES = list(COLOURS)
@@ -45,8 +45,8 @@ def run(data, tmp_path_factory):
 @pytest.fixture(scope="module")
 def alone(data, run):
     """{path below val: probabilities} of the centre crop, and of the ten crops one by one, each picture in a batch of its own."""
-    network, config, _ = open_network(run, open_device("cpu")[0], 1)
-    way, found = Input.from_config(config), {}
+    trained, found = Run(run, device="cpu"), {}
+    network, way = trained.network, trained.input
     assert way.side > way.size
     for path in sorted((data / "val").glob("*/??.jpg")):
         ten = []
@@ -171,7 +171,7 @@ def test_tables():
 
 def test_where_probabilities_round_to_the_same_the_rank_decides():
     p = np.array([[0.5, 0.5, 0.0], [0.5, 0.5, 0.0], [0.0, 1.0, 0.0], [0.0, np.nan, 0.0]])
-    loss, rank = evaluate.losses_and_ranks(p, np.array([0, 1, 2, 0]))
+    loss, rank = losses_and_ranks(p, np.array([0, 1, 2, 0]))
     assert rank.tolist() == [0, 1, 2, 1] and loss[:2] == pytest.approx(np.log(2)) and 80 < loss[2] < 100
 
 

@@ -5,23 +5,26 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from test_train import draw_classes
+from runs import draw_classes
 
 from minialex import evaluate, nets, train
-from minialex.checkpoint import load, read_config, same_bits
 from minialex.data.augment import Input
 from minialex.errors import UserError
 from minialex.optim import SGD, Adam, Schedule
-from minialex.options import DEFAULTS, parse, settle
-from minialex.recipes import RECIPES
+from minialex.run import settings
+from minialex.run.checkpoint import load, same_bits
+from minialex.run.folder import RunFolder
+from minialex.run.recipes import RECIPES
+from minialex.run.settings import DEFAULTS, optimizer_of, settle
 
 
 def settled(*arguments):
-    return settle(parse(["--data", "somewhere", *arguments]))[0]
+    given = train.parse(["--data", "somewhere", *arguments])
+    return settle(given, given.pop("out"), given.pop("resume"))[0]
 
 
 def input_of(options):
-    return train.input_of(options, nets.build(options["net"], 10, options["size"]), None)
+    return settings.input_of(options, nets.build(options["net"], 10, options["size"]), None)
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -32,17 +35,17 @@ def test_every_recipe_is_whole_and_its_options_are_those_of_the_command(name):
     assert (way.size, way.side) == (recipe["size"], recipe["side"])
     assert way.to_measure or way.draw(0, 0, range(3)).shape == (3, 18)
     assert 0 < Schedule(options["schedule"], options["lr"], 10, options["epochs"])(0) <= options["lr"]
-    assert train.optimizer_of(options).slots and nets.build(options["net"], 3).initial(options["init"], 0)["fc8.bias"].shape == (3,)
+    assert optimizer_of(options).slots and nets.build(options["net"], 3).initial(options["init"], 0)["fc8.bias"].shape == (3,)
 
 
 def test_what_the_sources_say():
     keras = settled("--recipe", "keras")
-    assert train.optimizer_of(keras) == Adam(0.9, 0.999, 1e-7) and (keras["lr"], keras["batch"], keras["epochs"], keras["seed"]) == (0.001, 32, 10, 7)
+    assert optimizer_of(keras) == Adam(0.9, 0.999, 1e-7) and (keras["lr"], keras["batch"], keras["epochs"], keras["seed"]) == (0.001, 32, 10, 7)
     assert input_of(keras) == Input(224, 224, "squash", mean=(0, 0, 0), scale=(1 / 255,) * 3, crop="centre", flip="hv", rotation=40, shift=(0.2, 0.2),
                                     shear=0.2, zoom=(0.8, 1.2), fill="nearest")
     paper, code = settled("--recipe", "2012"), settled("--recipe", "2012-code")
-    assert train.optimizer_of(paper) == SGD(0.9, 5e-4, "2012", bias_lr=1, bias_decay=1) and (paper["batch"], paper["epochs"], paper["lr"]) == (128, 90, 0.01)
-    assert train.optimizer_of(code) == SGD(0.9, 5e-4, "2012", bias_lr=2, bias_decay=0) and code["epochs"] == 91
+    assert optimizer_of(paper) == SGD(0.9, 5e-4, "2012", bias_lr=1, bias_decay=1) and (paper["batch"], paper["epochs"], paper["lr"]) == (128, 90, 0.01)
+    assert optimizer_of(code) == SGD(0.9, 5e-4, "2012", bias_lr=2, bias_decay=0) and code["epochs"] == 91
     assert (input_of(paper).pca, input_of(code).pca, input_of(paper).mean, input_of(paper).side) == ("eigenvalue", "std", "image", 256)
     weights = {init: nets.build("paper", 10).initial(init, 0) for init in ("published", "2012-code")}
     assert weights["2012-code"]["conv4.weight"].std() == pytest.approx(0.03, rel=0.01) and weights["published"]["conv4.weight"].std() == pytest.approx(0.01, rel=0.01)
@@ -64,7 +67,7 @@ def test_options_beside_a_recipe_win():
     other = settled("--recipe", "small", "--net", "owt")
     assert (other["net"], other["size"], input_of(other).side) == ("owt", None, 256)      # the recipe's sizes were for its own net
     packed = SimpleNamespace(size=250, fit="crop")
-    assert train.input_of(settled("--recipe", "2012"), nets.build("paper", 10), packed).side == 250
+    assert settings.input_of(settled("--recipe", "2012"), nets.build("paper", 10), packed).side == 250
     assert settled("--recipe", "2012", "--net", "half", "--size", "112")["size"] == 112 and not settled("--recipe", "keras", "--no-drop-last")["drop_last"]
     assert keras_has_none_of_sgds(options) is False and keras_has_none_of_sgds(settled("--recipe", "keras"))
     with pytest.raises(UserError, match="--momentum is for --optimizer sgd, Adam has no such thing here: leave it out"):
@@ -95,7 +98,7 @@ def test_the_keras_recipe_counts_steps_and_validation_as_keras_does(pictures, tm
     assert "as Keras counts" in capsys.readouterr().out
     kept = load(out / "last.safetensors")[1]
     assert {name.split()[0] for name in kept} == {"velocity", "square", "totals"} and (kept["square conv1.weight"] >= 0).all()
-    assert read_config(out)["input"]["fit"] == "squash" and evaluate.main([str(out), "--data", str(pictures)]) == 0
+    assert RunFolder(out).config()["input"]["fit"] == "squash" and evaluate.main([str(out), "--data", str(pictures)]) == 0
     with pytest.raises(UserError, match="--batch 64: the 39 images of .* do not fill one, and --drop-last leaves out what is less"):
         train.main([*command[:-4], "--out", str(tmp_path / "other"), "--batch", "64"])
 
@@ -105,7 +108,7 @@ def test_a_mean_image_and_measured_colours_stay_with_the_run(pictures, tmp_path,
     out = tmp_path / "run"
     options = ["--size", "67", "--batch", "16", "--device", "cpu", "--init", "he", "--lr", "0.0005", "--augment", "scale=1/58"]
     assert train.main(["--recipe", recipe, "--data", str(pictures), "--out", str(out), "--epochs", "2", *options]) == 0
-    config, mean = read_config(out), np.load(out / "mean.npy")
+    config, mean = RunFolder(out).config(), np.load(out / "mean.npy")
     side = config["input"]["side"]
     assert side == 76 and mean.shape == (side, side, 3) and np.abs(mean.mean((0, 1)) - config["input"]["colours"]["mean"]).max() < 0.01
     straight = load(out / "last.safetensors")

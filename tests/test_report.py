@@ -12,13 +12,16 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from odd_files import photograph
 from PIL import Image
 
-from minialex import pictures, report, train
+from minialex import report, train
 from minialex.data.augment import Input
 from minialex.data.loader import Batch
 from minialex.errors import UserError
-from odd_files import photograph
+from minialex.run import page, pictures
+from minialex.run.folder import RunFolder
+from minialex.run.scores import Collector
 
 RANDOM = np.random.default_rng(3)
 NAMES = [f"class_{i}" for i in range(10)]
@@ -43,7 +46,7 @@ def epoch(number, old=False, layer=None, **changes):
 
 
 def everything(classes=10):
-    """The optional arguments of report.write."""
+    """The optional arguments of page.write."""
     shot = RANDOM.integers(0, 256, (112, 112, 3)).astype(np.uint8)
     five = [(k, 0.5 / 2**k) for k in range(min(5, classes))]
     return {"filters": RANDOM.normal(size=(11, 11, 3, 96)).astype(np.float32), "groups": 2, "seen": np.stack([shot] * 3),
@@ -146,7 +149,7 @@ def test_confusion_of_few_classes_has_numbers_and_of_many_a_pixel_each():
 
 
 def test_a_batch_is_a_grid_of_its_pictures():
-    seen = np.stack([np.full((98, 98, 3), 8 * i, np.uint8) for i in range(30)])
+    seen = np.stack([np.full((98, 98, 3), 8 * i, np.uint8) for i in range(24)])
     picture = pixels(pictures.batch(seen))
     assert picture.shape == (3 * 130 - 6, 8 * 130 - 6, 3) and (picture[60::130, 60::130, 0] == 8 * np.arange(24).reshape(3, 8)).all()
     assert pixels(pictures.batch(seen[:2])).shape == (124, 254, 3)
@@ -190,29 +193,29 @@ def page_of(folder):
 
 
 def test_a_whole_report(tmp_path):
-    report.write(tmp_path, config(), [epoch(1), epoch(2)], **everything())
-    page, text = page_of(tmp_path), (tmp_path / "report.html").read_text()
-    assert page.headings == ["What stands out", "Learning curves", "Predictions", "Confusion", "First-layer filters", "A batch as the net sees it", "Layers",
+    page.write(tmp_path, config(), [epoch(1), epoch(2)], **everything())
+    shown, text = page_of(tmp_path), (tmp_path / "report.html").read_text()
+    assert shown.headings == ["What stands out", "Learning curves", "Predictions", "Confusion", "First-layer filters", "A batch as the net sees it", "Layers",
                              "Time", "Settings"]
     names = ["curve.png", "predictions.png", "confusion.png", "filters.png", "augmented.png", "layers.png", "time.png"]
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*names, "report.html"])
     prefix = "data:image/png;base64,"
-    assert [base64.b64decode(s.removeprefix(prefix), validate=True) for s in page.sources] == [(tmp_path / name).read_bytes() for name in names]
-    assert not {"script", "link", "iframe", "object", "base"} & page.tags and not re.search(r"url\(|@import|https?:", text)
-    said = " ".join(page.text)
+    assert [base64.b64decode(s.removeprefix(prefix), validate=True) for s in shown.sources] == [(tmp_path / name).read_bytes() for name in names]
+    assert not {"script", "link", "iframe", "object", "base"} & shown.tags and not re.search(r"url\(|@import|https?:", text)
+    said = " ".join(shown.text)
     assert "half on birds" in said and "300 training and 50 validation images" in said and "45.0 %" in said and "2 of 9 epochs" in said
     assert "conv2 backward" in said and "15.00" in said and "/somewhere/birds" in said and "two towers" in said
 
 
 def test_a_report_of_an_older_run_leaves_sections_out(tmp_path, no_plots):
-    report.write(tmp_path, config(), [epoch(1, old=True)])
+    page.write(tmp_path, config(), [epoch(1, old=True)])
     assert page_of(tmp_path).headings == ["What stands out", "Learning curves", "Settings"]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["curve.png", "report.html"]
-    report.write(tmp_path, config(), [], filters=np.ones((3, 3, 3, 4), np.float32))
+    page.write(tmp_path, config(), [], filters=np.ones((3, 3, 3, 4), np.float32))
     assert page_of(tmp_path).headings == ["First-layer filters", "Settings"]
-    report.write(tmp_path, config(), [epoch(1, old=True), epoch(2)])      # a run that was resumed by a newer version
+    page.write(tmp_path, config(), [epoch(1, old=True), epoch(2)])      # a run that was resumed by a newer version
     assert {"Layers", "Time"} <= set(page_of(tmp_path).headings)
-    report.write(tmp_path, config(), [epoch(1)], confusion=np.zeros((10, 10), int), predictions=[], seen=np.zeros((0, 98, 98, 3), np.uint8))
+    page.write(tmp_path, config(), [epoch(1)], confusion=np.zeros((10, 10), int), predictions=[], seen=np.zeros((0, 98, 98, 3), np.uint8))
     assert not {"Confusion", "Predictions", "A batch as the net sees it"} & set(page_of(tmp_path).headings)
 
 
@@ -220,14 +223,14 @@ def test_names_and_paths_are_escaped(tmp_path, no_plots):
     evil = ["<script>alert(1)</script>", "a&amp;b", "\"'><img src=http://x/y>", "new\nline\udcff"]
     m = epoch(1, slowest=[["<b>conv</b>", 0.1]], layers={"<i>conv</i>": {"mean": 1.0, "zero": 0.99}})
     settings = config(evil, data="/data/<h2>&\udcff", schedule="<u>") | {"net": "<s>"}
-    report.write(tmp_path, settings, [m], **everything(4))
-    page = page_of(tmp_path)
-    assert not {"script", "b", "i", "u", "s"} & page.tags and len(page.headings) == 9
-    assert all(source.startswith("data:image/png;base64,") for source in page.sources) and len(page.sources) == 7
+    page.write(tmp_path, settings, [m], **everything(4))
+    shown = page_of(tmp_path)
+    assert not {"script", "b", "i", "u", "s"} & shown.tags and len(shown.headings) == 9
+    assert all(source.startswith("data:image/png;base64,") for source in shown.sources) and len(shown.sources) == 7
     names = [*evil, *(f"{evil[0]}{i}" for i in range(20))]
-    report.write(tmp_path, config(names), [epoch(1)], confusion=np.ones((24, 24), int))
-    page = page_of(tmp_path)
-    assert "script" not in page.tags and any("a&amp;b" in part for part in page.text)
+    page.write(tmp_path, config(names), [epoch(1)], confusion=np.ones((24, 24), int))
+    shown = page_of(tmp_path)
+    assert "script" not in shown.tags and any("a&amp;b" in part for part in shown.text)
 
 
 @pytest.mark.parametrize("classes", [2, 1000])
@@ -235,9 +238,9 @@ def test_any_number_of_classes(tmp_path, no_plots, classes):
     names = [f"n{i:05} {'a rather long name, ' * 9}" for i in range(classes)]
     more = everything(classes)
     more["confusion"][1, 0] = 99
-    report.write(tmp_path, config(names), [epoch(1)], **more)
-    page = page_of(tmp_path)
-    said = " ".join(page.text)
+    page.write(tmp_path, config(names), [epoch(1)], **more)
+    shown = page_of(tmp_path)
+    said = " ".join(shown.text)
     if classes > 20:
         rows = (tmp_path / "report.html").read_text().split("<th>taken for</th>")[1].split("</table>")[0].split("<tr>")[1:]
         assert len(rows) == 20 and names[1].strip() in rows[0] and ">99<" in rows[0]
@@ -248,8 +251,8 @@ def test_any_number_of_classes(tmp_path, no_plots, classes):
 def test_most_confused_pairs():
     confusion = np.diag([50, 40, 30])
     confusion[0, 2], confusion[2, 1], confusion[1, 2] = 3, 7, 3
-    assert report.confused(confusion) == [(2, 1, 7, 37), (0, 2, 3, 53), (1, 2, 3, 43)]
-    assert report.confused(confusion, most=1) == [(2, 1, 7, 37)] and report.confused(np.diag([1, 2])) == []
+    assert page.confused(confusion) == [(2, 1, 7, 37), (0, 2, 3, 53), (1, 2, 3, 43)]
+    assert page.confused(confusion, most=1) == [(2, 1, 7, 37)] and page.confused(np.diag([1, 2])) == []
 
 
 @pytest.mark.parametrize("metrics, words", [
@@ -263,22 +266,22 @@ def test_most_confused_pairs():
     ([epoch(1, seconds={"data": 0.05, "forward": 0.02, "backward": 0.02, "update": 0.01})], ["50.0 %", "waits", "--threads"]),
 ])
 def test_each_finding_is_one_sentence_with_what_to_try(metrics, words):
-    found = report.findings(config(), metrics)
+    found = page.findings(config(), metrics)
     assert len(found) == 1 and all(word in found[0] for word in words), found
     assert found[0].count(": try ") == 1 and found[0].endswith(".") and not re.search(r"\. [A-Z]", found[0])
 
 
 def test_a_healthy_run_has_no_findings(tmp_path, no_plots):
-    assert report.findings(config(), [epoch(1), epoch(2), epoch(3)]) == []
-    assert report.findings(config(), [epoch(1), epoch(2, layer={"ratio": 1e-9}, lr=1e-6)]) == []      # the schedule's end
-    assert report.findings(config(), [epoch(1, old=True)]) == []
+    assert page.findings(config(), [epoch(1), epoch(2), epoch(3)]) == []
+    assert page.findings(config(), [epoch(1), epoch(2, layer={"ratio": 1e-9}, lr=1e-6)]) == []      # the schedule's end
+    assert page.findings(config(), [epoch(1, old=True)]) == []
     m = epoch(1)
     m["layers"]["fc8"]["dead"] = 0.3      # usual in a dense layer, too many in a convolution
-    assert report.findings(config(), [m]) == [] and len(report.findings(config(), [epoch(1, layer={"dead": 0.3})])) == 1
+    assert page.findings(config(), [m]) == [] and len(page.findings(config(), [epoch(1, layer={"dead": 0.3})])) == 1
     for metrics, found in ([epoch(1)], False), ([epoch(1, layer={"zero": 0.99, "ratio": 0.5})], True):
-        report.write(tmp_path, config(), metrics)
+        page.write(tmp_path, config(), metrics)
         text = page_of(tmp_path).text
-        assert any("Nothing stands out." in part for part in text) != found and all(f in text for f in report.findings(config(), metrics))
+        assert any("Nothing stands out." in part for part in text) != found and all(f in text for f in page.findings(config(), metrics))
 
 
 class Guesses:
@@ -295,7 +298,7 @@ class Guesses:
 
 def collected(labels, guesses, classes, size):
     network = Guesses(guesses, classes)
-    collector = report.Collector(network, SimpleNamespace(labels=np.asarray(labels, np.int32)))
+    collector = Collector(network, SimpleNamespace(labels=np.asarray(labels, np.int32)))
     for first in range(0, len(labels), size):
         network.now = np.arange(first, min(first + size, len(labels)))
         images = np.zeros((len(network.now), 4, 4, 3), np.uint8)
@@ -333,13 +336,13 @@ def test_collecting_over_many_classes_and_without_labels():
 def test_augmented_pictures_are_shown_in_their_own_colours(cpu):
     images = RANDOM.integers(0, 120, (3, 20, 20, 3)).astype(np.uint8)
     input = Input(20, 16, fill="constant", constant=77.0)
-    assert (report.augmented(input, images, input.centre(3), cpu) == images[:, 2:18, 2:18]).all()
+    assert (page.augmented(input, images, input.centre(3), cpu) == images[:, 2:18, 2:18]).all()
     views = input.centre(3)
     views[:, 6:15] *= 2      # twice as bright
     views[:, 2] -= 2 + 16    # and below the picture's upper edge
-    assert (report.augmented(input, images, views, cpu) == 154).all()
+    assert (page.augmented(input, images, views, cpu) == 154).all()
     input, mean = Input(20, 16, mean="image"), np.full((20, 20, 3), (120, 110, 90), np.float32)
-    assert (report.augmented(input, images, input.centre(3), cpu, mean) == images[:, 2:18, 2:18]).all()
+    assert (page.augmented(input, images, input.centre(3), cpu, mean) == images[:, 2:18, 2:18]).all()
 
 
 @pytest.fixture(scope="module")
@@ -362,9 +365,9 @@ def test_the_command_makes_a_report_anew(run, tmp_path, capsys):
     for path in [*out.glob("*.png"), out / "report.html"]:
         path.unlink(missing_ok=True)
     assert report.main([str(out), "--device", "cpu"]) == 0
-    page, said = page_of(out), " ".join(page_of(out).text)
-    assert {"Learning curves", "Predictions", "Confusion", "First-layer filters", "A batch as the net sees it"} <= set(page.headings)
-    best = max(m["val_top1"] for m in report.read_metrics(out))
+    shown, said = page_of(out), " ".join(page_of(out).text)
+    assert {"Learning curves", "Predictions", "Confusion", "First-layer filters", "A batch as the net sees it"} <= set(shown.headings)
+    best = max(m["val_top1"] for m in RunFolder(out).metrics())
     assert f"What 15 validation images were taken for; {100 * best:.1f} % rightly" in said and "report.html" in capsys.readouterr().out
     before = (out / "report.html").read_bytes()
     assert report.main([str(out), "--device", "cpu", "--threads", "2"]) == 0 and (out / "report.html").read_bytes() == before
@@ -398,13 +401,13 @@ def test_the_command_without_the_data_says_so_and_makes_the_rest(run, tmp_path, 
 def test_damaged_metrics_are_named(tmp_path):
     (tmp_path / "metrics.jsonl").write_text(json.dumps(epoch(1)) + "\n{")
     with pytest.raises(UserError, match="metrics.jsonl is damaged"):
-        report.read_metrics(tmp_path)
+        RunFolder(tmp_path).metrics()
 
 
 def test_ten_classes_of_photographs_stay_below_three_megabytes(tmp_path):
     shots = [photograph(i, 256, 256) for i in range(24)]
     more = everything() | {"seen": np.stack(shots), "predictions": [(shot, 0, [(k, 0.2) for k in range(5)]) for shot in shots[:10]]}
-    report.write(tmp_path, config(), [epoch(i) for i in range(1, 101)], **more)
+    page.write(tmp_path, config(), [epoch(i) for i in range(1, 101)], **more)
     assert 1_000_000 < (tmp_path / "report.html").stat().st_size < 3_000_000
 
 
@@ -415,11 +418,11 @@ def test_a_browser_shows_it(tmp_path, classes):
     if not browser:
         pytest.skip("no chromium here (apt-get install chromium)")
     names = [f"<b>{i}</b> & \"a\"" for i in range(classes)]
-    report.write(tmp_path, config(names, data="/a/<i>b"), [epoch(i) for i in range(1, 5)], **everything(classes))
-    page = (tmp_path / "report.html").read_text()
+    page.write(tmp_path, config(names, data="/a/<i>b"), [epoch(i) for i in range(1, 5)], **everything(classes))
+    shown = (tmp_path / "report.html").read_text()
 
     def opened(text):
-        """(widths of the images as loaded, lines of the console) of a page that also tells them."""
+        """(widths of the images as loaded, lines of the console) of a shown that also tells them."""
         script = "<script>addEventListener('load', () => document.body.dataset.widths = [...document.images].map(i => i.naturalWidth).join())</script>"
         (tmp_path / "opened.html").write_text(text.replace("</body>", script + "</body>"))
         done = subprocess.run([browser, "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr", "--v=0",
@@ -429,9 +432,9 @@ def test_a_browser_shows_it(tmp_path, classes):
         assert widths, done.stdout[-2000:]
         return list(map(int, widths[1].split(","))), [line for line in done.stderr.splitlines() if "CONSOLE" in line]
 
-    assert opened(page) == ([int.from_bytes(base64.b64decode(data[:100])[16:20], "big") for data in re.findall(r"base64,([^\"]+)", page)], [])
-    broken = re.sub(r"base64,[^\"]{80}", "base64,AAAA", page, count=1).replace("</header>", "</header><script>fail()</script>")
-    widths, console = opened(broken)      # what the check would say of a page that is not right
+    assert opened(shown) == ([int.from_bytes(base64.b64decode(data[:100])[16:20], "big") for data in re.findall(r"base64,([^\"]+)", shown)], [])
+    broken = re.sub(r"base64,[^\"]{80}", "base64,AAAA", shown, count=1).replace("</header>", "</header><script>fail()</script>")
+    widths, console = opened(broken)      # what the check would say of a shown that is not right
     assert widths[0] == 0 and len(widths) == 7 and any("fail is not defined" in line for line in console)
     shot = tmp_path / "page.png"
     subprocess.run([browser, "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}", "--hide-scrollbars",

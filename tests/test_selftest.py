@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from minialex import selftest
+from minialex.command import run_command
 from minialex.device import cuda
-from minialex.errors import UserError, run_command
+from minialex.errors import UserError
 from minialex.ops import dense, relu, softmax
 from minialex.optim import sgd
 

@@ -10,50 +10,12 @@ import time
 import numpy as np
 import pytest
 from PIL import Image
+from runs import arguments, copy_of
 
 from minialex import describe, evaluate, predict, train
-from minialex.checkpoint import load, same_bits
 from minialex.errors import UserError
-
-COLOURS = {"red": (200, 60, 50), "green": (60, 190, 70), "blue": (50, 70, 200)}
-
-
-def noisy(colour, random, noise, height=90, width=100):
-    return Image.fromarray(np.clip(np.array(colour) + random.normal(0, noise, (height, width, 3)), 0, 255).astype(np.uint8))
-
-
-def draw_classes(root, random, train, val, colours=COLOURS, noise=40, width=100, strays={}):
-    """Classes told apart by colour, train + val pictures each. strays: {"val/red/00.jpg": the colour that it has instead}"""
-    for split, count in (("train", train), ("val", val)):
-        for name, colour in colours.items():
-            (root / split / name).mkdir(parents=True)
-            for i in range(count):
-                place = f"{split}/{name}/{i:02}.jpg"
-                noisy(strays.get(place, colour), random, noise, width=width).save(root / place)
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    """Three classes told apart by colour, 12 + 4 pictures each; one training file is damaged, one is no image."""
-    root = tmp_path_factory.mktemp("pictures")
-    draw_classes(root, np.random.default_rng(5), 12, 4)
-    whole = (root / "train/red/00.jpg").read_bytes()
-    (root / "train/red/damaged.jpg").write_bytes(whole[:len(whole) // 2])
-    (root / "train/blue/labels.csv").write_text("not,an,image\n")
-    return root
-
-
-def arguments(pictures, out, *more):
-    return ["--data", str(pictures), "--out", str(out), "--size", "72", "--batch", "8", "--epochs", "2", "--lr", "0.002",
-            "--device", "cpu", *more]
-
-
-@pytest.fixture(scope="module")
-def finished(pictures, tmp_path_factory):
-    out = tmp_path_factory.mktemp("runs") / "straight"
-    assert train.main(arguments(pictures, out)) == 0
-    return out
-
+from minialex.run import session, trainer
+from minialex.run.checkpoint import load, same_bits
 
 def test_what_a_run_leaves(finished):
     metrics = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
@@ -78,8 +40,7 @@ def test_what_a_run_leaves(finished):
 
 
 def test_first_lines_say_where_and_on_what(pictures, tmp_path, capsys):
-    run = train.Run(arguments(pictures, tmp_path / "run", "--epochs", "1"))
-    assert run.go() == 0
+    assert train.main(arguments(pictures, tmp_path / "run", "--epochs", "1")) == 0
     out = capsys.readouterr().out
     assert "device   cpu (asked for)" in out
     assert f"train    37 images in 3 classes from {pictures / 'train'}" in out
@@ -90,15 +51,15 @@ def test_first_lines_say_where_and_on_what(pictures, tmp_path, capsys):
 def test_resuming_in_the_middle_of_an_epoch_changes_no_bit(pictures, finished, tmp_path):
     out = tmp_path / "interrupted"
     for stop_at in (2, 7):      # in the first epoch, and in the second
-        run = train.Run(arguments(pictures, out) if stop_at == 2 else ["--resume", str(out)])
-        step = run.step
+        begun = train.begin(arguments(pictures, out) if stop_at == 2 else ["--resume", str(out)])
+        step = begun.trainer.step
 
         def counted(batch):
             step(batch)
-            if run.state["step"] == stop_at:
+            if begun.trainer.state["step"] == stop_at:
                 os.kill(os.getpid(), signal.SIGTERM)
-        run.step = counted
-        assert run.go() == 128 + signal.SIGTERM
+        begun.trainer.step = counted
+        assert train.train(begun) == 128 + signal.SIGTERM
         assert load(out / "last.safetensors")[2]["step"] == stop_at
     assert train.main(["--resume", str(out)]) == 0
     ours, theirs = load(out / "last.safetensors"), load(finished / "last.safetensors")
@@ -109,13 +70,13 @@ def test_resuming_in_the_middle_of_an_epoch_changes_no_bit(pictures, finished, t
 
 
 def test_a_signal_during_validation_and_a_kill_before_the_metrics(pictures, finished, tmp_path, monkeypatch):
-    out, whole = tmp_path / "run", train.evaluate
+    out, whole = tmp_path / "run", trainer.validate
 
     def interrupted(*arguments):
         os.kill(os.getpid(), signal.SIGTERM)
         return whole(*arguments)
     with monkeypatch.context() as patched:
-        patched.setattr(train, "evaluate", interrupted)
+        patched.setattr(trainer, "validate", interrupted)
         assert train.main(arguments(pictures, out)) == 128 + signal.SIGTERM
     assert load(out / "last.safetensors")[2]["batch"] == 5 and not (out / "metrics.jsonl").exists()
     assert train.main(["--resume", str(out)]) == 0
@@ -136,7 +97,7 @@ def test_two_runs_are_the_same_and_seeds_differ(pictures, finished, tmp_path):
 def test_resume_warns_of_a_difference_and_refuses_options(pictures, finished, tmp_path, capsys):
     with pytest.raises(UserError, match="--lr cannot be given with --resume"):
         train.main(["--resume", str(finished), "--lr", "0.1"])
-    assert train.main(["--resume", str(finished), "--threads", "1"]) == 0
+    assert train.main(["--resume", str(copy_of(finished, tmp_path / "run")), "--threads", "1"]) == 0
     assert "threads" in capsys.readouterr().out
 
 
@@ -145,14 +106,19 @@ def test_a_loss_that_is_not_finite_stops_the_run(pictures, tmp_path):
         train.main(arguments(pictures, tmp_path / "run", "--lr", "1e9", "--schedule", "constant"))
 
 
-def test_a_network_that_diverged_never_replaces_a_checkpoint(pictures, tmp_path):
-    run = train.Run(arguments(pictures, tmp_path / "run"))
-    run.save()
-    before = (tmp_path / "run/last.safetensors").read_bytes()
-    run.network.parameters["fc8.bias"][0] = np.nan
-    with pytest.raises(UserError, match="network is not finite.*its last checkpoint is from before"):
-        run.save()
-    assert (tmp_path / "run/last.safetensors").read_bytes() == before
+def test_a_network_that_diverged_never_replaces_a_checkpoint(pictures, tmp_path, monkeypatch):
+    monkeypatch.setattr(session, "SAVE_EVERY", 0)
+    begun = train.begin(arguments(pictures, tmp_path / "run"))
+    step = begun.trainer.step
+
+    def stepped(batch):
+        step(batch)
+        if begun.trainer.state["step"] == 2:
+            begun.trainer.network.parameters["fc8.bias"][0] = np.nan
+    begun.trainer.step = stepped
+    with pytest.raises(UserError, match="network is not finite at step 2.*its last checkpoint is from before"):
+        train.train(begun)
+    assert load(tmp_path / "run/last.safetensors")[2]["step"] == 1
 
 
 def test_a_loss_that_stays_at_chance_is_pointed_out(pictures, tmp_path, capsys):

@@ -1,12 +1,12 @@
 """python -m minialex.data: packs images into files that training reads without decoding, and checks such files."""
 
-import argparse
 import os
 import shutil
-import sys
 import time
 
-from ..errors import UserError, run_command, shown
+from ..command import parser_of, run_command, warn
+from ..errors import UserError, shown
+from ..progress import on_terminal
 from .folder import SPLITS, find_splits, open_split, split_pairs
 from .pack import expected, faults, is_pack, pack, progress_of, read_index
 
@@ -34,11 +34,6 @@ def count(things, name):
     return f"{len(things):,} {name}{'s' * (len(things) != 1)}"
 
 
-def warn(sentence):
-    from tqdm import tqdm
-    tqdm.write(sentence, file=sys.stderr)
-
-
 def pack_all(args):
     found, each = sources_of(args.data, args.out), args.size**2 * 3
     above = os.path.abspath(args.out)
@@ -50,7 +45,7 @@ def pack_all(args):
         warn(f"warning: {need / 2**20:,.0f} MB are to be written and {free / 2**20:,.0f} MB are free on the disk of {shown(args.out)}")
     for source, out in found:
         began = time.perf_counter()
-        index, was_complete = pack(source, out, args.size, args.fit, args.workers or os.cpu_count() or 1, args.shard_mb, warn)
+        index, was_complete = pack(source, out, args.size, args.fit, args.workers or os.cpu_count() or 1, args.shard_mb, warn, on_terminal)
         n, left_out = (sum(amounts) for amounts in zip(*((shard["images"], len(shard["left_out"])) for shard in index["shards"])))
         how = "were packed already" if was_complete else f"packed in {time.perf_counter() - began:,.0f} s"
         print(f"{shown(out)}: {n:,} images in {len(index['classes']):,} classes, {args.size} pixels as {args.fit}, "
@@ -67,7 +62,7 @@ def check_all(args):
     for root in roots:
         index = read_index(root)
         files = expected(index)
-        wrong = faults(root, files, thorough=True)
+        wrong = faults(root, files, thorough=True, bar=on_terminal)
         for name, reason in wrong.items():
             print(f"{shown(os.path.join(root, name))} {reason}", flush=True)
         if not index["files"]:
@@ -84,8 +79,7 @@ def check_all(args):
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(prog="python -m minialex.data",
-                                     description="Pack images into files that training reads without decoding; check such files.")
+    parser = parser_of("data", "Pack images into files that training reads without decoding; check such files.")
     commands = parser.add_subparsers(dest="command", required=True)
     one = commands.add_parser("pack", help="decode once; run again after an interruption, it goes on",
                               description="Decode images once into memory-mapped files, for minialex.train --data OUT. Interrupted at any "

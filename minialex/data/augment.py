@@ -12,6 +12,8 @@ import numpy as np
 from ..errors import UserError
 from ..ops.augment import FILLS
 from ..philox import below, philox
+from ..progress import silent
+from .image import UnreadableImage, picture
 
 # What is drawn has a number in the counter's third word. Dropout draws with the same key and has its layer's number there:
 # layers count from 0, the data from the other end.
@@ -87,6 +89,10 @@ class Input:
     def to_measure(self):
         """Whether the training set's colours are needed."""
         return self.mean in ("colour", "image") or self.pca != "none" or self.contrast > 0
+
+    def prepare(self, items):
+        """Pictures as networks with this input take them: uint8 (n, side, side, 3) from paths, PIL images or uint8 arrays."""
+        return np.stack([picture(item, self.side, self.fit) for item in items]) if len(items) else np.zeros((0, self.side, self.side, 3), np.uint8)
 
     def cropped(self, crops):
         """Views of plain crops: crops (n, 3) of (top, left, flip)."""
@@ -234,15 +240,14 @@ def require(value, condition):
     return value
 
 
-def measure(source, side, fit, most=10_000, image=False, progress=None):
+def measure(source, side, fit, most=10_000, image=False, bar=silent):
     """Mean colour and principal components of a source's pixels, and its mean image if `image`: ({...}, (side, side, 3) or None).
 
     Of more than `most` pictures, so many are taken at even distances. Pictures that cannot be read do not count.
     """
-    from .image import UnreadableImage
     places = np.linspace(0, len(source) - 1, min(most, len(source))).astype(np.int64)
     count, total, square, pictures = 0, np.zeros(3), np.zeros((3, 3)), np.zeros((side, side, 3)) if image else None
-    for place in progress(places) if progress else places:
+    for place in bar(iterable=places, unit="image", desc="measuring colours"):
         try:
             picture = source.picture(int(place), side, fit)
         except UnreadableImage:

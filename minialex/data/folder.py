@@ -10,8 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..errors import UserError, shown
-from .listing import (EXTENSIONS, Paths, entries, images_in, is_image, is_number, named_as_image, names_of_numbers, read_list,
-                      read_paths, read_truth)
+from ..progress import silent
+from .image import picture
+from .listing import (EXTENSIONS, Paths, entries, images_in, is_image, is_number, named, named_as_image, names_of_numbers, read_list,
+                      read_paths, read_truth, same_classes)
+from .pack import is_pack, open_pack
+from .shapes import default_set
 
 # The two splits of a set: folders, packed folders, or lists.
 SPLITS = ("train", "val"), ("training", "validation"), ("ILSVRC2012_img_train", "ILSVRC2012_img_val"), ("train.txt", "val.txt")
@@ -31,8 +35,7 @@ class ImageFolder:
 
     def picture(self, place, size, fit="crop"):
         """uint8 (size, size, 3): the centre square ("crop") or the whole picture ("squash"). Raises UnreadableImage."""
-        from .image import square, squash
-        return {"crop": square, "squash": squash}[fit](self.paths[place], size)
+        return picture(self.paths[place], size, fit)
 
     def fingerprint(self):
         """What tells two listings apart: the sha256 is that of the paths relative to root, joined by newlines."""
@@ -47,7 +50,7 @@ class ImageFolder:
     __str__ = describe
 
 
-def find_splits(data=None, train=None, val=None):
+def find_splits(data=None, train=None, val=None, bar=silent):
     """(train, val) as data sources, from one folder that holds both or from the two named apart."""
     if data is not None and (train is not None or val is not None):
         raise UserError("give one data folder, or a training and a validation folder, but not both ways at once")
@@ -57,24 +60,30 @@ def find_splits(data=None, train=None, val=None):
     # Looked at first: listing a large set only to refuse it would take a while.
     if os.path.isdir(train) and os.path.isdir(val) and (found := _class_folders(train)) and (others := _class_folders(val)):
         same_classes(val, others, found)
-    training = open_split(train)
+    training = open_split(train, bar=bar)
     if len(training.classes) < 2:
-        raise UserError(f"{shown(train)} has only one class, {_names(training.classes)}: telling classes apart needs two or more")
-    return training, open_split(val, training.classes)
+        raise UserError(f"{shown(train)} has only one class, {named(training.classes)}: telling classes apart needs two or more")
+    return training, open_split(val, training.classes, bar)
 
 
-def open_validation(data, classes):
+def open_data(data=None, train=None, val=None, bar=silent):
+    """(train, val) as data sources: find_splits() of what is given, or the built-in set, which is drawn when it is first asked for."""
+    if data is None and train is None and val is None:
+        data = default_set(bar)
+    return find_splits(data, train, val, bar)
+
+
+def open_validation(data, classes, bar=silent):
     """The validation part of a set that holds one, else `data` itself as a split."""
     there = [val for _, val in split_pairs(os.fspath(data)) if os.path.exists(val)]
-    return open_split(_unwrapped(there[0]) if there else data, classes)
+    return open_split(_unwrapped(there[0]) if there else data, classes, bar)
 
 
-def open_split(path, classes=None):
+def open_split(path, classes=None, bar=silent):
     """A packed set, a list, or a folder of images. With `classes`, those of the training set, its labels are indices into them."""
-    from . import pack
     path = os.fspath(path)
-    if pack.is_pack(path):
-        return pack.open_pack(path, classes)
+    if is_pack(path):
+        return open_pack(path, classes, bar)
     return open_list(path, classes) if os.path.isfile(path) else open_folder(path, classes)
 
 
@@ -96,7 +105,7 @@ def open_folder(dir, classes=None):
         raise UserError(f"there are no images in the class folders of {shown(root)}: looked for {_extensions()}")
     if empty:
         one = len(empty) == 1
-        raise UserError(f"{'class folder' if one else 'class folders'} {_names(empty)} of {shown(root)} "
+        raise UserError(f"{'class folder' if one else 'class folders'} {named(empty)} of {shown(root)} "
                         f"{'holds' if one else 'hold'} no images: fill or remove {'it' if one else 'them'}")
     order = found if classes is None else list(classes)
     if order != found:  # a checkpoint's order is kept
@@ -112,7 +121,7 @@ def _open_flat(root, classes):
     if not names:
         archives = [entry.name for entry in entries(root) if entry.name.endswith(".tar")]
         raise UserError(f"{shown(root)} has no class folders: " + (
-            f"unpack {_names(archives, 2)} into a folder of that name each" if archives
+            f"unpack {named(archives, 2)} into a folder of that name each" if archives
             else "it must hold one folder of images for each class"))
     above, own = os.path.split(os.path.abspath(root))
     lists = [os.path.join(folder, name + ".txt") for folder in (above, root) for name in (own, own.removeprefix("ILSVRC2012_img_"))]
@@ -193,7 +202,7 @@ def _splits_of(data):
     archives = [f"{name}.tar" for pair in SPLITS for name in pair if f"{name}.tar" in there]
     half = [pair for pair in SPLITS if there & set(pair)]
     if archives:
-        found = f"but {_names(archives)}: unpack each into a folder of that name"
+        found = f"but {named(archives)}: unpack each into a folder of that name"
     elif half:
         found = "only " + " without ".join(sorted(half[0], key=lambda name: name not in there))
     else:
@@ -211,19 +220,5 @@ def _class_folders(root):
     return sorted(entry.name for entry in entries(root) if entry.is_dir() and entry.name != "__MACOSX")
 
 
-def same_classes(root, found, classes, all=True):
-    there, wanted = set(found), set(classes)
-    missing = [name for name in classes if all and name not in there]
-    extra = [name for name in found if name not in wanted]
-    faults = [f"lacks {_names(missing)}"] * bool(missing) + [f"has {_names(extra)} besides"] * bool(extra)
-    if faults:
-        raise UserError(f"{shown(root)} must have the training set's classes, but it {' and '.join(faults)}")
-
-
 def _extensions():
     return " ".join(sorted("." + extension for extension in EXTENSIONS))
-
-
-def _names(names, most=5):
-    listed = ", ".join(map(shown, names[:most]))
-    return listed if len(names) <= most else f"{listed} and {len(names) - most} more"

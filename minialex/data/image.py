@@ -1,8 +1,7 @@
-"""The one place that decodes: a picture file becomes 8-bit RGB, or an UnreadableImage that names it.
+"""The one place that prepares pictures: a file, a PIL image or an array becomes 8-bit RGB, or an UnreadableImage that names it.
 
-decode() gives the whole picture. square() gives the centre square at one size and squash() all of it at one size: what
-train, evaluate and predict share. All may be called from several threads. Colour profiles are ignored, as is usual in
-the field.
+picture() is what train, evaluate and predict share: the centre square of a picture at one size, or all of it. decode() gives
+the whole picture as it is. All may be called from several threads. Colour profiles are ignored, as is usual in the field.
 """
 
 import logging
@@ -46,10 +45,19 @@ class UnreadableImage(UserError):
 
     def __init__(self, path, reason):
         super().__init__(path, reason)
-        self.path, self.reason = path, reason
+        self.path, self.reason = path, reason      # what is no file is named in words
 
     def __str__(self):
         return f"{shown(self.path)}: {self.reason}"
+
+
+def picture(item, size, fit="crop"):
+    """A picture as a net's input takes it before augmentation: uint8 (size, size, 3).
+
+    item: a path, a PIL image, or a uint8 array (height, width), (height, width, 3) or (height, width, 4). fit: "crop" for the
+    centre square, "squash" for the whole picture. Raises UnreadableImage, which names the item and the cause.
+    """
+    return {"crop": square, "squash": squash}[fit](item, size)
 
 
 def decode(path):
@@ -86,10 +94,29 @@ def squash(path, size):
         return np.array(picture.resize((size, size), Image.Resampling.NEAREST))
 
 
+def named(item):
+    """What sentences call a picture."""
+    if isinstance(item, np.ndarray):
+        return f"an array of {item.dtype} {item.shape}"
+    return f"a PIL image of {item.width} x {item.height} pixels" if isinstance(item, Image.Image) else item
+
+
+def _of_array(array):
+    """An array as a PIL image."""
+    if array.dtype != np.uint8 or array.ndim not in (2, 3) or array.ndim == 3 and array.shape[2] not in (1, 3, 4) or not array.size:
+        raise UnreadableImage(named(array), "expected uint8 of shape (height, width), (height, width, 3) or (height, width, 4), from 0 to 255")
+    return Image.fromarray(np.ascontiguousarray(array[..., 0] if array.shape[2:] == (1,) else array))
+
+
 @contextmanager
 def _opened(path):
-    """The file opened by Pillow, not yet loaded. Whatever goes wrong inside becomes an UnreadableImage."""
+    """The file opened by Pillow, not yet loaded; or a picture that is none, as it is. Whatever goes wrong inside becomes an UnreadableImage."""
     try:
+        if isinstance(path, (Image.Image, np.ndarray)):
+            image = _of_array(path) if isinstance(path, np.ndarray) else path.copy()      # a draft would change the caller's
+            path = named(path)
+            yield image
+            return
         about = os.stat(path)
         if not stat.S_ISREG(about.st_mode):  # opening a FIFO would wait for a writer
             raise UnreadableImage(path, "it is not a regular file")

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..cache import user_cache
 from ..errors import UserError, shown
+from ..files import user_cache, write_beside
 
 EXTENSIONS = frozenset("jpg jpeg jpe jfif png bmp gif webp tif tiff ppm pgm pbm pnm".split())
 
@@ -59,6 +59,22 @@ class Paths(Sequence):
     def sha256(self):
         """Of the paths relative to root, joined by newlines."""
         return hashlib.sha256(self.names[:-1]).hexdigest()
+
+
+def same_classes(root, found, classes, all=True):
+    """A UserError if the classes found in root are not those of the training set; all: none of these may be missing."""
+    there, wanted = set(found), set(classes)
+    missing = [name for name in classes if all and name not in there]
+    extra = [name for name in found if name not in wanted]
+    faults = [f"lacks {named(missing)}"] * bool(missing) + [f"has {named(extra)} besides"] * bool(extra)
+    if faults:
+        raise UserError(f"{shown(root)} must have the training set's classes, but it {' and '.join(faults)}")
+
+
+def named(names, most=5):
+    """Some names as a sentence has them, of many the first ones."""
+    listed = ", ".join(map(shown, names[:most]))
+    return listed if len(names) <= most else f"{listed} and {len(names) - most} more"
 
 
 # What folders hold
@@ -142,7 +158,6 @@ def _kept(root, folders):
 
 
 def _keep(root, folders, paths, counts, changed):
-    from ..checkpoint import write_beside
     about = json.dumps({"of": _what(folders), "counts": counts, "changed": changed}).encode()
     data = io.BytesIO()
     np.savez(data, about=np.frombuffer(about, np.uint8), names=paths.names, starts=paths.starts)

@@ -5,9 +5,9 @@ cached, or on where an epoch was entered.
 """
 
 import atexit
-import sys
 import threading
 import time
+import warnings
 from collections import deque
 from dataclasses import dataclass
 
@@ -37,7 +37,7 @@ class Loader:
 
     Pictures of a folder are kept once decoded if all fit into `cache_mb`; packed ones are copied from their memory map,
     which is cache enough. A file that cannot be read is left out of its batch, which may thus be empty, told once through
-    `warn`, and kept with its reason in `unreadable`. `cache_bytes` is what the decoded pictures come to take; drop_last leaves
+    `warn` (a Python warning unless given), and kept with its reason in `unreadable`. `cache_bytes` is what the decoded pictures come to take; drop_last leaves
     out what does not fill a batch. `wait_seconds` is the time that was spent waiting for data.
     """
 
@@ -49,7 +49,7 @@ class Loader:
             raise UserError(f"seed must be from 0 to 2**64 - 1, not {seed}")
         self.folder, self.size, self.batch, self.fit = folder, size, batch, fit
         self.seed, self.shuffle, self.drop_last, self.workers = seed, shuffle, drop_last, workers
-        self.warn = warn or _to_stderr
+        self.warn = warn or warnings.warn
         self.unreadable = {}  # path -> reason
         self.wait_seconds = 0.0
         self._packed = isinstance(folder, Packed)
@@ -207,7 +207,3 @@ class _Ahead:
                 else:
                     self.changed.wait()
             return None
-
-
-def _to_stderr(sentence):
-    print(sentence, file=sys.stderr, flush=True)

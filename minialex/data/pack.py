@@ -26,8 +26,10 @@ from itertools import accumulate, islice
 import numpy as np
 
 from ..errors import UserError, shown
+from ..files import take_lock, write_beside
+from ..progress import silent
 from .image import UnreadableImage
-from .listing import Paths
+from .listing import Paths, same_classes
 
 INDEX, RECORD, LABELS, NAMES, STARTS = "pack.json", "verified.json", "labels.i32", "names.txt", "starts.i64"
 FORMAT, VERSION = "minialex packed images", 1
@@ -109,7 +111,7 @@ def is_pack(path):
     return os.path.isfile(os.path.join(path, INDEX))
 
 
-def open_pack(path, classes=None):
+def open_pack(path, classes=None, bar=silent):
     """The packed set in a folder. With classes, those of the training set, it must have the same ones.
 
     The size of every file is checked, and the checksum of those that are not known to be as they were when it was last right.
@@ -118,14 +120,13 @@ def open_pack(path, classes=None):
     index = read_index(root)
     if not index["files"]:
         raise UserError(f"{shown(root)} is not completely packed ({progress_of(index)}): run the command that packs it once more, and it goes on")
-    wrong = faults(root, expected(index))
+    wrong = faults(root, expected(index), bar=bar)
     if wrong:
         name, reason = next(iter(wrong.items()))
         more = f" (and {len(wrong) - 1} more files of it are not as they should be)" * (len(wrong) > 1)
         raise UserError(f"{shown(os.path.join(root, name))} {reason}{more}: {AGAIN}")
     packed = Packed(root, index)
     if classes is not None and packed.classes != list(classes):
-        from .folder import same_classes
         same_classes(root, packed.classes, classes)
         number = {name: label for label, name in enumerate(classes)}
         to = np.array([number[name] for name in packed.classes] + [-1], np.int32)      # the last is what label -1 takes
@@ -171,14 +172,13 @@ def read_index(root):
 
 
 def write_index(root, index):
-    from ..checkpoint import write_beside
     checksum = zlib.crc32(json.dumps(index).encode())
     write_beside(os.path.join(root, INDEX), json.dumps(index | {"crc32": checksum}, indent=1) + "\n")
 
 
 # Checksums
 
-def faults(root, files, thorough=False):
+def faults(root, files, thorough=False, bar=silent):
     """{file: what is wrong with it} for files {file: (bytes, CRC-32)} of a packed set.
 
     Read are those that have not been found right before or have been touched since, and none if a size is wrong; thorough: all.
@@ -197,10 +197,9 @@ def faults(root, files, thorough=False):
     to_read = [name for name in known if thorough or before.get(name) != known[name]]
     if wrong and not thorough:
         return wrong
-    from tqdm import tqdm
-    with tqdm(total=sum(known[name][0] for name in to_read), disable=None, leave=False, unit="B", unit_scale=True,
-              desc=f"checksums of {shown(root)}") as bar, ThreadPoolExecutor(READERS) as pool:
-        for name, found in zip(to_read, pool.map(lambda name: _checksum(os.path.join(root, name), bar), to_read)):
+    with bar(total=sum(known[name][0] for name in to_read), unit="B", unit_scale=True,
+             desc=f"checksums of {shown(root)}") as done, ThreadPoolExecutor(READERS) as pool:
+        for name, found in zip(to_read, pool.map(lambda name: _checksum(os.path.join(root, name), done), to_read)):
             if found != known[name][2]:
                 wrong[name] = found if isinstance(found, str) else "is damaged: its checksum is not the one in the index"
                 del known[name]
@@ -208,14 +207,14 @@ def faults(root, files, thorough=False):
     return wrong
 
 
-def _checksum(path, bar):
+def _checksum(path, done):
     """The CRC-32 of a file, or why it cannot be read."""
     checksum, room = 0, memoryview(bytearray(1 << 22))
     try:
         with open(path, "rb", buffering=0) as file:
             while count := file.readinto(room):
                 checksum = zlib.crc32(room[:count], checksum)
-                bar.update(count)
+                done.update(count)
     except OSError as error:
         return f"cannot be read ({error.strerror})"
     return checksum
@@ -233,7 +232,6 @@ def _record(root):
 
 def _note(root, record):
     """Keeps the record, where it is new; where the folder cannot be written, checksums are computed again each time."""
-    from ..checkpoint import write_beside
     if record != _record(root):
         try:
             write_beside(os.path.join(root, RECORD), json.dumps(record, indent=1) + "\n")
@@ -243,7 +241,7 @@ def _note(root, record):
 
 # Packing
 
-def pack(source, out, size, fit="crop", workers=1, shard_mb=1024, warn=print):
+def pack(source, out, size, fit="crop", workers=1, shard_mb=1024, warn=lambda sentence: None, bar=silent):
     """Packs a data source into the folder `out`, or goes on where that was interrupted. -> (index, whether it was complete already)
 
     An image that cannot be read is told through `warn` and left out.
@@ -262,14 +260,14 @@ def pack(source, out, size, fit="crop", workers=1, shard_mb=1024, warn=print):
             "per_shard": per, "shards": [None] * count, "files": {}}
     with _writing(out):
         index = _begun(out, plan)
-        wrong = faults(out, expected(index))
+        wrong = faults(out, expected(index), bar=bar)
         if index["files"] and not wrong:
             return index, True
         for name in wrong:
             if name.startswith("shard-"):
                 index["shards"][int(name[6:11])] = None
         index["files"] = {}
-        _shards(source, out, index, workers, warn)
+        _shards(source, out, index, workers, warn, bar)
         if not any(shard["images"] for shard in index["shards"]):
             _, name, reason = index["shards"][-1]["left_out"][-1]
             last = f"{shown(name)}: {reason}"
@@ -284,7 +282,6 @@ def pack(source, out, size, fit="crop", workers=1, shard_mb=1024, warn=print):
 @contextmanager
 def _writing(out):
     """The folder is there and nobody else packs into it; what the system refuses becomes a UserError."""
-    from ..checkpoint import take_lock
     folder = None
     try:
         os.makedirs(out, exist_ok=True)
@@ -327,9 +324,8 @@ def _begun(out, plan):
     return index
 
 
-def _shards(source, out, index, workers, warn):
+def _shards(source, out, index, workers, warn, bar):
     """Makes the shards that are missing, one after the other; the images are decoded ahead by threads."""
-    from tqdm import tqdm
     size, fit, per, n = index["size"], index["fit"], index["per_shard"], len(source)
     missing = [k for k, shard in enumerate(index["shards"]) if not shard]
     places = {k: range(k * per, min((k + 1) * per, n)) for k in missing}
@@ -341,7 +337,7 @@ def _shards(source, out, index, workers, warn):
             return error
 
     left = sum(map(len, places.values()))
-    with (tqdm(total=n, initial=n - left, disable=None, leave=False, unit="image", desc=f"packing {shown(out)}") as bar,
+    with (bar(total=n, initial=n - left, unit="image", desc=f"packing {shown(out)}") as done,
           ThreadPoolExecutor(workers) as pool):
         decoded = _in_order(pool, decode, (place for k in missing for place in places[k]), 16 + 4 * workers)
         for k in missing:
@@ -356,7 +352,7 @@ def _shards(source, out, index, workers, warn):
                         else:
                             file.write(pixels)
                             images, checksum = images + 1, zlib.crc32(pixels, checksum)
-                        bar.update()
+                        done.update()
                     file.flush()
                     os.fsync(file.fileno())
                 os.replace(beside, path)
@@ -384,7 +380,6 @@ def _in_order(pool, function, arguments, most):
 
 def _finish(source, out, index):
     """Writes labels and names of what is in the shards, and the index that makes the set complete."""
-    from ..checkpoint import write_beside
     kept = np.ones(len(source), bool)
     kept[[place for shard in index["shards"] for place, _, _ in shard["left_out"]]] = False
     names = Paths.of(out, (_below(source.root, path) for path, keep in zip(source.paths, kept) if keep))

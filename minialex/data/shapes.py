@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..cache import user_cache
 from ..errors import UserError, shown
+from ..files import user_cache
+from ..progress import silent
 
 VERSION = 1  # goes up whenever a picture changes, so that a cached older set is not mistaken for this one
 SIDE = 112  # pixels; 7/8 of it, the usual share of a random crop, is 98
@@ -150,17 +151,17 @@ def draw(shape, texture, rng):
     return (np.clip(canvas, 0, 1) * 255 + 0.5).astype(np.uint8)
 
 
-def make(root, *, train=300, val=50, seed=2012, progress=None):
+def make(root, *, train=300, val=50, seed=2012, bar=silent):
     """Draw the set into `root`/train/CLASS and `root`/val/CLASS, `train` and `val` pictures a class.
 
-    It appears under its name only when it is complete. `progress(done, total)` is called after each picture.
+    It appears under its name only when it is complete.
     """
     root = Path(root)
     if root.exists() and not (root.is_dir() and not any(root.iterdir())):
         raise UserError(f"{shown(root)} is there already: name a new or an empty folder for the pictures")
     root.parent.mkdir(parents=True, exist_ok=True)
-    done, total = 0, (train + val) * len(CLASSES)
-    with tempfile.TemporaryDirectory(dir=root.parent, prefix=f".{root.name}.") as beside:
+    with (bar(total=(train + val) * len(CLASSES), unit="image", desc="drawing the built-in set, once") as done,
+          tempfile.TemporaryDirectory(dir=root.parent, prefix=f".{root.name}.") as beside):
         for split, (name, count) in enumerate([("train", train), ("val", val)]):
             for label, kind in enumerate(CLASSES):
                 folder = Path(beside, "set", name, kind)
@@ -171,19 +172,17 @@ def make(root, *, train=300, val=50, seed=2012, progress=None):
                     rng = np.random.default_rng([seed, split, label, index])
                     picture = draw(SHAPES[shape], TEXTURES[texture], rng)
                     Image.fromarray(picture).save(folder / f"{index:05}.jpg", quality=90)
-                    done += 1
-                    if progress:
-                        progress(done, total)
+                    done.update()
         os.rename(Path(beside, "set"), root)
 
 
-def default_set(progress=None):
+def default_set(bar=silent):
     """The path of the default set, drawn on first use into the user's cache ($MINIALEX_CACHE names another)."""
     cache = user_cache()
     root = Path(cache, f"shapes-v{VERSION}")
     try:
         if not root.is_dir():
-            make(root, progress=progress)
+            make(root, bar=bar)
     except (OSError, UserError) as error:
         if root.is_dir():
             return root  # another process was first, and its set is the same

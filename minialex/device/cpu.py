@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..cache import user_cache
 from ..errors import UserError
+from ..files import user_cache
 from .base import Device, check_product, cores
 from .kernel import declarations, source_text, sources
 

@@ -156,7 +156,7 @@ def test_measured_colours_equal_numpys():
     assert (np.diff(colours["eigenvalues"]) <= 0).all() and (colours["eigenvectors"][:, 0] > 0).all()
     np.testing.assert_allclose(image, pictures.mean(0), rtol=1e-6)
     seen = []
-    measure(Source(list(pictures)), 9, "crop", most=3, progress=lambda places: seen.extend(places) or places)
+    measure(Source(list(pictures)), 9, "crop", most=3, bar=lambda iterable, **about: seen.extend(iterable) or iterable)
     assert seen == [0, 2, 5]
     with pytest.raises(UserError, match="no image could be read from memory"):
         measure(Source([None, None]), 9, "crop")

@@ -288,11 +288,11 @@ def test_checksums_are_computed_where_something_was_touched(packed, monkeypatch)
 
 def test_a_set_that_cannot_be_written_opens(packed, monkeypatch):
     (packed / "verified.json").unlink()
-    from minialex import checkpoint
+    from minialex.data import pack as module
 
     def refuse(path, data):
         raise UserError(f"{path} cannot be written (Read-only file system)")
-    monkeypatch.setattr(checkpoint, "write_beside", refuse)
+    monkeypatch.setattr(module, "write_beside", refuse)
     assert len(open_pack(packed)) == 21 and not (packed / "verified.json").exists()
 
 

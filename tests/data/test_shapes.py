@@ -1,7 +1,10 @@
 """The built-in set: its files, that it repeats, that it is never half there, and that weak classifiers fail on it."""
 
+import contextlib
 import hashlib
+import itertools
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,6 +12,15 @@ from PIL import Image
 
 from minialex.data import shapes
 from minialex.errors import UserError
+
+
+def watching(call):
+    """A progress bar that calls call(done, total) whenever it moves."""
+    @contextlib.contextmanager
+    def bar(total, **about):
+        done = itertools.count(1)
+        yield SimpleNamespace(update=lambda: call(next(done), total))
+    return bar
 
 
 @pytest.fixture(scope="module")
@@ -88,13 +100,13 @@ def test_interrupted_leaves_nothing(tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        shapes.make(tmp_path / "set", train=1, val=1, progress=interrupt)
+        shapes.make(tmp_path / "set", train=1, val=1, bar=watching(interrupt))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_progress_counts_every_picture(tmp_path):
     seen = []
-    shapes.make(tmp_path / "set", train=1, val=1, progress=lambda *args: seen.append(args))
+    shapes.make(tmp_path / "set", train=1, val=1, bar=watching(lambda *args: seen.append(args)))
     assert seen == [(done, 20) for done in range(1, 21)]
 
 
@@ -110,9 +122,9 @@ def small_make(monkeypatch):
     """default_set() with one picture a class and split."""
     make, calls = shapes.make, []
 
-    def small(root, *, progress=None):
+    def small(root, *, bar):
         calls.append(root)
-        make(root, train=1, val=1, progress=progress)
+        make(root, train=1, val=1, bar=bar)
 
     monkeypatch.setattr(shapes, "make", small)
     return calls
@@ -145,8 +157,8 @@ def test_default_set_when_another_process_is_first(tmp_path, monkeypatch):
         if done == total:
             make(tmp_path / f"shapes-v{shapes.VERSION}", train=1, val=1)
 
-    monkeypatch.setattr(shapes, "make", lambda root, progress: make(root, train=1, val=1, progress=progress))
-    root = shapes.default_set(progress=other_is_first)
+    monkeypatch.setattr(shapes, "make", lambda root, bar: make(root, train=1, val=1, bar=bar))
+    root = shapes.default_set(bar=watching(other_is_first))
     assert [path.name for path in tmp_path.iterdir()] == [root.name] and len(digests(root)) == 20
 
 

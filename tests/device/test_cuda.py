@@ -21,10 +21,11 @@ from simt import stand_in
 from simt.device import why_not
 
 from minialex import describe, evaluate, gradcheck, predict, train
-from minialex.checkpoint import load
+from minialex.command import run_command
 from minialex.data.augment import Input
 from minialex.device import cuda, open_device
-from minialex.errors import UserError, run_command
+from minialex.errors import UserError
+from minialex.run.checkpoint import load
 from minialex.nets import build
 from minialex.network import Layout, Network
 from minialex.ops.relu import relu_in_place

@@ -12,8 +12,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, PercentFormatter
 from PIL import Image, ImageDraw, ImageFont
 
-from .report import SHOWN
-
 STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#888888", "axes.grid": True,
          "axes.axisbelow": True, "grid.color": "#e4e4e4", "xtick.color": "#555555", "ytick.color": "#555555", "axes.labelcolor": "#333333",
          "axes.titlesize": 9, "axes.titlelocation": "left", "legend.frameon": False, "legend.fontsize": 8, "lines.linewidth": 1.4}
@@ -179,8 +177,8 @@ def filters(weight, groups=1):
 
 
 def batch(images):
-    """Up to SHOWN pictures of a batch, uint8 (n, size, size, 3)."""
-    tiles = np.stack([scaled(image, TILE) for image in images[:SHOWN]])
+    """Pictures of a batch, uint8 (n, size, size, 3)."""
+    tiles = np.stack([scaled(image, TILE) for image in images])
     return png(sheet(tiles, min(COLUMNS, len(tiles)), 6))
 
 

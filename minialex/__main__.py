@@ -1,0 +1,42 @@
+"""minialex COMMAND, or python -m minialex COMMAND: all commands under one name; `minialex COMMAND --help` describes each."""
+
+import argparse
+import importlib
+import sys
+
+from . import __version__
+from .command import run_command
+
+COMMANDS = {
+    "train": "train a net on folders of images, or go on with a run",
+    "evaluate": "score a trained net on labelled images",
+    "predict": "the likeliest classes of images",
+    "report": "write a run's report anew",
+    "describe": "a net's layers, parameters and memory",
+    "data": "pack images into files that training reads without decoding, or check such files",
+    "gradcheck": "hold each op to its formula",
+    "selftest": "is every kernel right on this machine, and how fast is it",
+}
+
+
+def main(arguments=None):
+    width = max(map(len, COMMANDS))
+    parser = argparse.ArgumentParser(prog="minialex", description="AlexNet from scratch: train it, look at it, and use it.",
+                                     formatter_class=argparse.RawDescriptionHelpFormatter,
+                                     epilog="commands:\n" + "\n".join(f"  {name:{width}}  {what}" for name, what in COMMANDS.items()))
+    parser.add_argument("--version", action="version", version=f"minialex {__version__}")
+    parser.add_argument("command", metavar="COMMAND", choices=list(COMMANDS), help="one of those below")
+    parser.add_argument("rest", nargs=argparse.REMAINDER, metavar="...", help="its own arguments")
+    args = parser.parse_args(arguments)
+    module = "minialex.data.__main__" if args.command == "data" else f"minialex.{args.command}"
+    return importlib.import_module(module).main(args.rest)
+
+
+def entry():
+    """What the script `minialex` runs."""
+    run_command(main)
+
+
+if __name__ == "__main__":
+    sys.argv[0] = "minialex"      # what usage messages call it
+    entry()

@@ -1,0 +1,53 @@
+"""Files that are written whole or not at all, locks, and where what is made once is kept."""
+
+import contextlib
+import os
+from pathlib import Path
+from typing import IO
+
+from .errors import UserError, shown
+
+
+def user_cache() -> Path:
+    """The user's own folder for compiled kernels, listings and the built-in pictures, which need not be there yet; $MINIALEX_CACHE
+    names another."""
+    return Path(os.environ.get("MINIALEX_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "minialex"))
+
+
+def write_beside(path: str | os.PathLike, data: bytes | memoryview | str) -> None:
+    """Writes bytes or text to `path` so that a reader, or a kill at any moment, sees the old file or the new one."""
+    path = Path(path)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(beside, "wb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror}): free space or give another folder; what was there before is still there") from None
+    finally:
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)
+
+
+def take_lock(file: IO | int, sentence: str) -> None:
+    """Locks a file or folder, open, until it is closed or the process ends; a UserError with this sentence if another process has it."""
+    try:
+        import fcntl
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(sentence) from None
+    except (ImportError, OSError):      # a system or a network file system without such locks
+        pass
+
+
+def require_place(option: str, path: str) -> None:
+    """A UserError if a file cannot be written there: before the work, not after it."""
+    folder = os.path.dirname(os.path.abspath(path))
+    if not os.path.isdir(folder):
+        raise UserError(f"{option} {shown(path)}: there is no folder {shown(folder)}")
+    if os.path.isdir(path):
+        raise UserError(f"{option} {shown(path)}: it is a folder, so name a file in it")
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"{option} {shown(path)}: the folder {shown(folder)} cannot be written, so name a file in another")

@@ -1,0 +1,24 @@
+"""Progress bars. What takes long is handed one of these, and calls it with tqdm's arguments: `with bar(total=10) as b: b.update()`."""
+
+from collections.abc import Callable
+from typing import Any
+
+Bar = Callable[..., Any]
+
+
+def silent(**about: Any) -> Any:
+    """No bar: what the library takes unless it is given one."""
+    from tqdm import tqdm
+    return tqdm(**{**about, "disable": True})
+
+
+def on_terminal(**about: Any) -> Any:
+    """A bar where standard error is a terminal, and nothing elsewhere: that of the commands."""
+    from tqdm import tqdm
+    return tqdm(**{"disable": None, "leave": False, **about})
+
+
+def anywhere(**about: Any) -> Any:
+    """A bar in a notebook, on a terminal or in a log: that of `minialex.fit`."""
+    from tqdm.auto import tqdm
+    return tqdm(**{"leave": False, **about})

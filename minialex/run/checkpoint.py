@@ -1,0 +1,84 @@
+"""Checkpoints: safetensors files that hold weights, what the optimizer keeps, and where the run stands."""
+
+import json
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import UserError
+from ..files import write_beside
+
+
+def save(path, network, state, optimizer=True):
+    """Saves the parameters and `state` (a dict, as JSON); with `optimizer` also what it keeps of each, and the scores since they were reset."""
+    from safetensors.numpy import save as to_bytes
+    network.device.synchronize()
+    tensors = {name: network.device.to_numpy(array) for name, array in arrays_of(network, optimizer).items()}
+    text = json.dumps(state)
+    write_beside(path, to_bytes(tensors, {"minialex": text, "net": network.net.name, "crc32": checksum(tensors, text, network.net.name)}))
+
+
+def arrays_of(network, optimizer):
+    """What a checkpoint holds of a network: {name: device array}"""
+    arrays = {f"parameter {name}": array for name, array in network.parameters.items()}
+    return arrays | network.state | {"totals": network.arrays["output totals"]} if optimizer else arrays
+
+
+def checksum(tensors, text, net):
+    """Of all that a checkpoint says: a byte of the file's header may be damaged as well as one of the arrays."""
+    found = zlib.crc32(f"{net} {text}".encode())
+    for name in sorted(tensors):
+        found = zlib.crc32(f"{name} {tensors[name].dtype} {tensors[name].shape}".encode(), found)
+        found = zlib.crc32(np.ascontiguousarray(tensors[name]), found)
+    return str(found)
+
+
+def read(path):
+    """-> (tensors, state, name of the net): all that a checkpoint holds, checked for damage."""
+    from safetensors import SafetensorError, safe_open
+    if not Path(path).exists():
+        raise UserError(f"{path} is missing: is this the folder of a run that has saved a checkpoint?")
+    try:
+        with safe_open(path, "numpy") as file:
+            metadata = file.metadata() or {}
+            if "minialex" not in metadata:
+                raise UserError(f"{path} was not written by minialex: put the run's own checkpoint there")
+            tensors = {key: file.get_tensor(key) for key in file.keys()}
+        state = json.loads(metadata["minialex"])
+        if not isinstance(state, dict):
+            raise ValueError("its metadata are not those of a run")
+        if metadata.get("crc32") != checksum(tensors, metadata["minialex"], metadata.get("net")):
+            raise ValueError("its checksum is wrong")
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged ({error}): use another checkpoint") from None
+    return tensors, state, metadata.get("net")
+
+
+def load(path):
+    """-> (parameters, kept, state): {name: array}, {"velocity name": array} of the optimizer and "totals", and what was saved beside them."""
+    tensors, state, _ = read(path)
+    parameters = {key.split(" ", 1)[1]: value for key, value in tensors.items() if key.startswith("parameter ")}
+    return parameters, {key: value for key, value in tensors.items() if not key.startswith("parameter ")}, state
+
+
+def restore(path, network):
+    """Loads a checkpoint into a network; into one that is trained, what its optimizer keeps too. -> state"""
+    tensors, state, net = read(path)
+    wanted, faults = arrays_of(network, network.training), []
+    if net != network.net.name:
+        faults.append(f"it is of net {net}, not {network.net.name}")
+    faults += [f"it lacks {name}" for name in wanted if name not in tensors]
+    faults += [f"it has {name}, for which there is no place" for name in tensors if name not in wanted and (network.training or name.startswith("parameter "))]
+    faults += [f"its {name} has shape {tensors[name].shape} instead of {tuple(array.shape)}" for name, array in wanted.items()
+               if name in tensors and tensors[name].shape != tuple(array.shape)]
+    if faults:
+        raise UserError(f"{path} is not of the run that config.json beside it describes ({faults[0]}): put the run's own checkpoint there")
+    for name, array in wanted.items():
+        network.device.upload(array, tensors[name])
+    return state
+
+
+def same_bits(a, b):
+    """Whether two {name: array} are equal bit for bit."""
+    return a.keys() == b.keys() and all(np.array_equal(a[n].view(np.uint8), b[n].view(np.uint8)) for n in a)

@@ -1,0 +1,226 @@
+"""A run under way: what was asked for is made ready, trained, and kept in the run's folder as it goes."""
+
+import contextlib
+import math
+import os
+import platform
+import time
+from dataclasses import asdict
+from importlib.metadata import version
+
+from .. import __version__, nets
+from ..data.augment import Input, measure
+from ..data.folder import open_data
+from ..data.loader import Loader
+from ..device import open_device
+from ..errors import UserError
+from ..network import Network
+from ..optim import Schedule
+from ..progress import silent
+from . import checkpoint, page
+from .folder import net_of
+from .scores import Collector, validate
+from .settings import input_of, optimizer_of
+from .trainer import Diverged, Trainer
+
+SAVE_EVERY = 600        # seconds between checkpoints inside a long epoch
+
+
+def describe_machine(device):
+    """What must be the same for a resumed run to be the same bit for bit."""
+    about = {"device": device.name, "device_model": device.model, "python": platform.python_version(), "processor": platform.machine()}
+    return about | {"minialex": __version__, "products": device.products} | {package: version(package) for package in ("numpy", "pillow")}
+
+
+class Session:
+    """Everything up to the first step, then `run`. Used as `with`, which holds the folder's lock.
+
+    options, config (of a run to resume, else None) and folder as `settle` gives them; own: a Net to train instead of options["net"].
+    tell(topic, text) is called with what a user should know, topic "warning" or "skipped" with what is not as expected.
+    """
+
+    def __init__(self, options, config, folder, own=None, *, tell=lambda topic, text: None, bar=silent):
+        self.options, self.folder, self.tell, self.bar = options, folder, tell, bar
+        try:
+            self.prepare(config, own)
+        except BaseException:
+            folder.release()
+            raise
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.folder.release()
+
+    def prepare(self, config, own):
+        options, tell, self.fresh = self.options, self.tell, not config
+        if (self.folder.path / ".lock").exists():      # a second run is refused before it takes time and memory
+            self.take_folder(config)
+        threads = options["threads"]
+        if config and threads is None and config["machine"].get("device") == "cpu":
+            threads = config["threads"]
+        self.device, reason = open_device(options["device"] or "auto", threads, announce=lambda text: tell("compiling", text))
+        tell("device", f"{self.device.name} ({reason}): {self.device}")
+        for name in ("data", "train", "val"):      # a run can be resumed from anywhere
+            options[name] = os.path.abspath(options[name]) if options[name] else None
+        train, val = open_data(options["data"], options["train"], options["val"], self.bar)
+        tell("train", f"{train} from {train.root}")
+        tell("val", f"{val} from {val.root}")
+        net = self.net_for(train, config, own)
+        options["size"] = net.size
+        self.input, self.mean = self.measured(train, config, net)
+        options["side"] = self.input.side
+        self.config = {"net": net.name, "size": net.size, "input": asdict(self.input), "classes": train.classes, "threads": self.device.threads,
+                       "options": options, "machine": describe_machine(self.device), "data": {"train": train.fingerprint(), "val": val.fingerprint()}}
+        if net.name not in nets.NETS or net.described() != nets.build(net.name, net.classes, net.size).described():
+            self.config["layers"] = net.described()
+        if config:
+            self.warn_of_differences(config)
+        resumed = config and self.has_checkpoint()
+        network = Network(net, self.device, options["batch"], input=self.input, optimizer=optimizer_of(options), smoothing=options["label_smoothing"],
+                          init=None if resumed else options["init"], seed=options["seed"], workspace_mb=options["workspace_mb"])
+        network.load_mean(self.mean)
+        tell("net", f"{net.name}, {net.size}x{net.size}, {sum(a.size for a in network.parameters.values()):,} parameters, "
+             f"{net.macs() / 1e9:.3f} GMAC per image; a step of {options['batch']} takes {network.layout.bytes() / 2**20:,.0f} MB")
+        common = {"seed": options["seed"], "workers": self.device.decoders, "warn": lambda text: tell("skipped", text), "fit": self.input.fit}
+        train = Loader(train, self.input.side, options["batch"], drop_last=options["drop_last"], **common)
+        # Where Keras counts whole batches only, it must not always be the last class that is left out.
+        val = Loader(val, self.input.side, options["batch"], shuffle=options["drop_last"], **common)
+        if kept := train.cache_bytes + val.cache_bytes:
+            tell("memory", f"decoded pictures come to take {kept / 2**20:,.0f} MB besides")
+        if not len(train):
+            raise UserError(f"--batch {options['batch']}: the {len(train.folder)} images of {train.folder.root} do not fill one, "
+                            "and --drop-last leaves out what is less")
+        schedule = Schedule(options["schedule"], options["lr"], len(train), options["epochs"])
+        self.trainer = Trainer(network, train, val, schedule, epochs=options["epochs"], seed=options["seed"])
+        if not self.folder.lock:
+            self.take_folder(config)
+        if resumed:
+            self.load()
+        self.saved_at = time.monotonic()
+
+    def net_for(self, train, config, own):
+        net = net_of(config) if config else own or nets.build(self.options["net"], len(train.classes), self.options["size"])
+        if net.classes != len(train.classes) and not config:
+            raise UserError(f"the net has {net.classes} outputs and {train.root} has {len(train.classes)} classes: give its last layer, "
+                            f"{list(net.layers)[-1]}, {len(train.classes)} outputs")
+        return net
+
+    def measured(self, train, config, net):
+        """-> (Input, mean image or None): as the run began, or measured on the training set where the options ask for that."""
+        if config:
+            wanted = Input.from_config(config)
+            return wanted, self.folder.mean(wanted)
+        wanted, image = input_of(self.options, net, train), None
+        if wanted.to_measure:
+            colours, image = measure(train, wanted.side, wanted.fit, image=wanted.mean == "image", bar=self.bar)
+            wanted = wanted.with_colours(colours)
+        return wanted, image
+
+    def warn_of_differences(self, config):
+        for name, was in config["machine"].items():
+            now = self.config["machine"].get(name)
+            if now != was:
+                self.tell("warning", f"the run was started with {name} {was!r}, now it is {now!r}: it continues, but not bit for bit")
+        if config["threads"] != self.config["threads"]:
+            self.tell("warning", f"the run was started with {config['threads']} threads, now there are {self.config['threads']}: "
+                      "it continues, but not bit for bit")
+        if config["classes"] != self.config["classes"]:
+            raise UserError(f"the classes of {self.options['data'] or self.options['train']} are not those of the run in {self.folder}")
+        if config["data"] != self.config["data"]:
+            self.tell("warning", "the image files are not those that the run was started with: it continues, but not bit for bit")
+
+    # The folder
+
+    def take_folder(self, config):
+        self.folder.take()
+        if not config:
+            self.folder.require_new()      # another run may have been faster
+
+    def has_checkpoint(self):
+        """Whether the run to resume has saved one; if not, for it was stopped before the first, it begins anew."""
+        last = self.folder.last
+        if not last.exists() and (self.folder.path / "metrics.jsonl").exists():
+            raise UserError(f"{last} is missing, without which the run cannot be continued: put it back, or train anew with another --out")
+        if not last.exists():
+            self.tell("resume", f"{self.folder} has no checkpoint yet: the run begins anew")
+        return last.exists()
+
+    def load(self):
+        trainer = self.trainer
+        state = checkpoint.restore(self.folder.last, trainer.network)
+        try:
+            trainer.go_on(state)
+        except UserError as error:
+            raise UserError(f"{self.folder.last}: {error}") from None
+        self.tell("resume", f"{self.folder} at epoch {trainer.state['epoch'] + 1}, step {trainer.state['step']}")
+
+    def begin_folder(self):
+        """Keeps what the run is, and a report that a kill has prevented."""
+        metrics = self.trainer.metrics
+        if self.fresh:
+            with contextlib.suppress(OSError):
+                self.folder.best.unlink()      # of a run that was killed before it saved its last
+            if self.mean is not None:
+                self.folder.save_mean(self.mean)
+        self.folder.save_config(self.config)
+        self.tell("run", str(self.folder))
+        if metrics and not self.folder.told(metrics):      # a kill came between the checkpoint and these
+            self.trainer.collector = Collector(self.trainer.network, self.trainer.val.folder)
+            validate(self.trainer.network, self.trainer.val, each=self.trainer.collector)
+            self.report()
+
+    # The run
+
+    def run(self, stop=lambda: False):
+        """Trains to the end, or until stop() becomes true, and saves; yields what Trainer.run yields, after it was kept."""
+        trainer = self.trainer
+        self.begin_folder()
+        try:
+            for at in trainer.run(stop):
+                whole = at == "step" and trainer.state["batch"] == len(trainer.train)      # its last step is yet to be looked at
+                if at == "epoch":
+                    self.keep_epoch()
+                elif not whole and time.monotonic() - self.saved_at > SAVE_EVERY:
+                    self.save()
+                yield at
+            if not trainer.finished:
+                self.save()
+        except Diverged as error:
+            saved = "its last checkpoint is from before" if self.folder.last.exists() else "nothing was saved"
+            raise UserError(f"{error}; {self.folder}: {saved}") from None
+
+    def save(self):
+        self.trainer.read()
+        self.trainer.require_finite()
+        checkpoint.save(self.folder.last, self.trainer.network, self.trainer.state)
+        self.saved_at = time.monotonic()
+
+    def keep_epoch(self):
+        state, metrics = self.trainer.state, self.trainer.metrics[-1]
+        if metrics["val_top1"] > state["best"]:
+            state["best"] = metrics["val_top1"]
+            self.trainer.require_finite()
+            checkpoint.save(self.folder.best, self.trainer.network, {"epoch": state["epoch"], "val_top1": state["best"]}, optimizer=False)
+        self.save()
+        self.report()
+
+    def report(self):
+        """Writes the report of the epochs so far, and then metrics.jsonl."""
+        trainer = self.trainer
+        images, _, views, *_ = trainer.last or trainer.last_of(len(trainer.metrics) - 1)
+        seen = page.augmented(self.input, images[:page.SHOWN], views[:page.SHOWN], self.device, self.mean)
+        page.write(self.folder.path, self.config, trainer.metrics, seen=seen, **page.first_filters(trainer.network), **trainer.collector.found())
+        self.folder.save_metrics(trainer.metrics)
+
+    def remarks(self):
+        """Sentences on the epoch that was just kept: what a user should know at once."""
+        metrics, classes = self.trainer.metrics[-1], len(self.config["classes"])
+        unread = len(self.trainer.train.unreadable), len(self.trainer.val.unreadable)
+        if any(unread) and metrics["epoch"] == 1:
+            yield "skipped", f"left out {unread[0]} unreadable training images and {unread[1]} validation images"
+        if classes > 1 and min(metrics["train_loss"], metrics["val_loss"]) > page.CHANCE * math.log(classes):
+            yield "warning", (f"the loss stays at ln({classes}) = {math.log(classes):.3f} or above, that of guessing: nothing is learnt so far. "
+                              + ("Try --init he: the published initialisation needs much data and time" if self.options["init"] == "published" else
+                                 "Try a larger --lr, more epochs of warm-up, or fewer classes; and see that the images are in the right folders"))

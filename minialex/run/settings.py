@@ -1,0 +1,91 @@
+"""What a run is asked to be: options filled in from a recipe or from the run to resume, and checked."""
+
+import math
+import time
+from pathlib import Path
+
+from ..data.augment import Input
+from ..errors import UserError
+from ..optim import SGD, Adam, Schedule
+from .folder import RunFolder
+from .recipes import RECIPES
+
+DEFAULTS = {"net": "half", "epochs": 30, "batch": 64, "lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4, "schedule": "cosine,warmup:1",
+            "seed": 0, "init": "he", "form": "2012", "workspace_mb": None, "size": None, "side": None, "fit": None, "augment": "",
+            "optimizer": "sgd", "bias_lr": 1.0, "bias_decay": 0.0, "label_smoothing": 0.0, "drop_last": False}
+# All that can be asked for.
+OPTIONS = "data", "train", "val", "device", "threads", "recipe", *DEFAULTS
+SGD_ONLY = "momentum", "weight_decay", "form", "bias_lr", "bias_decay"
+SHAPES_DEFAULTS = {"epochs": 8, "batch": 32, "size": 98}       # reaches 97 % on the built-in set in a minute on two cores
+RESUMED = "epochs", "device", "threads", "data", "train", "val"       # what may be asked for anew when a run is resumed
+
+
+def settle(given, out=None, resume=None):
+    """-> (options, config of the run to resume or None, its RunFolder). given: {option: value, or None where it is not asked for}"""
+    if resume is not None:
+        return resumed(given, RunFolder(resume))
+    own = dict(RECIPES.get(given["recipe"]) or ({} if given["data"] or given["train"] or given["val"] else SHAPES_DEFAULTS))
+    own.pop("side", None)      # depends on the input size and on the data, see `input_of`
+    if given["net"] not in (None, own.get("net", "half")):      # the size is for the recipe's own net
+        own.pop("size", None)
+    options = {name: own.get(name, DEFAULTS.get(name)) if value is None else value for name, value in given.items()}
+    if options["optimizer"] == "adam":
+        for name in SGD_ONLY:
+            if given[name] is not None:
+                raise UserError(f"--{name.replace('_', '-')} is for --optimizer sgd, Adam has no such thing here: leave it out")
+            options[name] = None
+    options["augment"] = ",".join(filter(None, (own.get("augment"), given["augment"])))      # later keys win
+    check_ranges(options)
+    folder = RunFolder(out or unused(Path("runs"), time.strftime(f"{options['net']}-%Y%m%d-%H%M%S")))
+    folder.require_new()
+    return options, None, folder
+
+
+def resumed(given, folder):
+    """What `settle` gives for a run that goes on."""
+    for name, value in given.items():
+        if value is not None and name not in RESUMED:
+            raise UserError(f"--{name.replace('_', '-')} cannot be given with --resume, which takes it from the run's config.json")
+    config = folder.config()
+    missing = [name for name in given if name not in config["options"]]
+    if missing:
+        raise UserError(f"{folder.path / 'config.json'} lacks the option {missing[0]}: it is of another version of minialex, which can still continue the run")
+    options = {**config["options"], **{name: given[name] for name in ("epochs", "device", "threads") if given[name] is not None}}
+    if any(given[name] for name in ("data", "train", "val")):      # it has moved
+        options |= {name: given[name] for name in ("data", "train", "val")}
+    check_ranges(options)
+    return options, config, folder
+
+
+def unused(above, name):
+    """A folder of that name that is not there yet: two runs may begin in the same second."""
+    names = (name if count == 1 else f"{name}-{count}" for count in range(1, 1000))
+    return next(above / name for name in names if not (above / name).exists())
+
+
+def check_ranges(options):
+    for name, least in (("epochs", 1), ("batch", 1), ("size", 1), ("side", 1), ("threads", 1), ("seed", 0)):
+        if options[name] is not None and options[name] < least:
+            raise UserError(f"--{name} {options[name]}: expected at least {least}")
+    for name in ("lr", "momentum", "weight_decay", "bias_lr", "bias_decay", "label_smoothing"):
+        below_1 = name in ("momentum", "label_smoothing")
+        if options[name] is not None and not 0 <= options[name] < (1 if below_1 else math.inf):
+            raise UserError(f"--{name.replace('_', '-')} {options[name]}: expected {'0 up to below 1' if below_1 else '0 or more'}")
+    if options["seed"] >= 1 << 64:
+        raise UserError(f"--seed {options['seed']}: expected less than 2**64")
+    Schedule(options["schedule"], options["lr"], 1, options["epochs"])
+    Input(1, 1).with_text(options["augment"])
+
+
+def input_of(options, net, train):
+    """How the net takes pictures: as the options say, else as they were packed, else as much of them as the recipe takes."""
+    recipe = RECIPES.get(options["recipe"], {})
+    usual = round(net.size * recipe["side"] / recipe["size"]) if recipe.get("net") == net.name else net.side
+    side, fit = options["side"] or getattr(train, "size", usual), options["fit"] or getattr(train, "fit", "crop")
+    return Input(side, net.size, fit).with_text(options["augment"])
+
+
+def optimizer_of(options):
+    if options["optimizer"] == "adam":
+        return Adam()
+    return SGD(options["momentum"], options["weight_decay"], options["form"], options["bias_lr"], options["bias_decay"])

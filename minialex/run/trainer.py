@@ -1,0 +1,165 @@
+"""The training loop: a network, batches of pictures, a schedule. It keeps no files and prints nothing."""
+
+import contextlib
+import math
+import time
+
+import numpy as np
+
+from ..errors import UserError
+from .scores import Collector, validate
+
+READ_EVERY = 0.5        # seconds between readings of the loss, for which a GPU must finish what is queued
+
+
+class Diverged(UserError):
+    """Training has come to numbers that are not finite."""
+
+
+class Trainer:
+    """Moves a network on, batch by batch, and validates it after each epoch.
+
+    network: a Network laid out for training. train, val: Loaders. schedule: a function of (step, metrics) such as Schedule.
+    `state` is all that a checkpoint needs besides the network's arrays; `metrics` are a dict for each epoch that is done. After an
+    epoch `collector` has what a report shows of its validation.
+    """
+
+    def __init__(self, network, train, val, schedule, *, epochs, seed=0):
+        self.network, self.train, self.val, self.schedule, self.epochs, self.seed = network, train, val, schedule, epochs, seed
+        # sums: of losses, top-1 hits and images of the epoch so far
+        self.state = {"epoch": 0, "batch": 0, "step": 0, "sums": [0.0, 0, 0], "seconds": 0.0, "metrics": [], "best": -1.0}
+        self.unread = 0         # images that the sums do not have yet
+        self.last = None        # of the last step: its images, labels and views, its number and rate
+        self.collector = None
+        self.times, self.waited = {}, (0, 0.0)
+        self.began = self.read_at = time.monotonic()
+
+    @property
+    def metrics(self):
+        return self.state["metrics"]
+
+    @property
+    def finished(self):
+        return self.state["epoch"] >= self.epochs
+
+    def go_on(self, state):
+        """Takes the state of a checkpoint whose arrays the network has."""
+        if state.keys() != self.state.keys():
+            raise UserError("it does not say where the run stands: it is of another version of minialex, which can still continue the run")
+        self.state = {**state, "batch": min(state["batch"], len(self.train))}      # images may have been removed since
+        self.waited = self.state["step"], 0.0
+
+    def run(self, stop=lambda: False):
+        """Trains to the last epoch, or until stop() is true after a step or in a validation.
+
+        Yields "step" after each batch, "validate" before a validation and "epoch" after it, when `metrics` has the epoch's.
+        """
+        state = self.state
+        while not self.finished:
+            self.began = time.perf_counter()
+            with contextlib.closing(self.train.epoch(state["epoch"], state["batch"])) as batches:
+                for batch in batches:
+                    if len(batch):
+                        self.step(batch)
+                        if time.monotonic() - self.read_at > READ_EVERY:
+                            self.read()
+                    state["batch"] += 1
+                    self.clock()
+                    yield "step"
+                    # Of an epoch's last step the end of the epoch must see what there is to see before it stops.
+                    if state["batch"] < len(self.train) and stop():
+                        return
+            self.clock()
+            self.read()
+            layers = self.layers()
+            yield "validate"
+            self.collector = Collector(self.network, self.val.folder)
+            scores = validate(self.network, self.val, stop, self.collector)
+            if scores is None:
+                return
+            self.end_epoch(scores, layers)
+            yield "epoch"
+
+    def step(self, batch):
+        state, n = self.state, len(batch)
+        views = self.network.input.draw(self.seed, state["epoch"], batch.index)
+        rate = self.schedule(state["step"], state["metrics"])
+        timed = state["batch"] == len(self.train) // 2      # one step an epoch is looked at closely
+        took = self.network.train_step(batch.images, batch.labels, views, state["step"], rate, timed)
+        self.last, self.times = (batch.images, batch.labels, views, state["step"], rate), took or self.times
+        state["step"] += 1
+        self.unread += n
+
+    def clock(self):
+        """Moves the time since it was last called to the epoch's."""
+        now = time.perf_counter()
+        self.state["seconds"] += now - self.began
+        self.began = now
+
+    def read(self):
+        """Takes the epoch's scores from the device. They stay there: rounding must not depend on when they are read."""
+        loss, hits, _ = self.network.device.to_numpy(self.network.arrays["output totals"]).sum(axis=1)
+        if not math.isfinite(loss):
+            self.diverged("loss")
+        self.state["sums"] = [float(loss), int(hits), self.state["sums"][2] + self.unread]
+        self.unread, self.read_at = 0, time.monotonic()
+
+    def so_far(self):
+        """{"loss", "top1"} of the epoch, as far as it was read."""
+        loss, hits, count = self.state["sums"]
+        return {"loss": loss / count, "top1": hits / count} if count else {}
+
+    def require_finite(self):
+        """Diverged if a parameter is not finite: such a network must not replace a checkpoint."""
+        if not all(np.isfinite(self.network.device.to_numpy(array)).all() for array in self.network.parameters.values()):
+            self.diverged("network")
+
+    def diverged(self, what):
+        raise Diverged(f"the {what} is not finite at step {self.state['step']} (epoch {self.state['epoch'] + 1}): try a smaller --lr, "
+                       "a longer warm-up, or --init he")
+
+    def layers(self):
+        """What the last step has left in each layer, as Network.statistics tells it."""
+        self.last = self.last or self.last_of(self.state["epoch"])
+        return self.network.statistics(*self.last)
+
+    def last_of(self, epoch):
+        """`last` of an epoch behind whose last step the run was resumed."""
+        for at in range(len(self.train) - 1, -1, -1):
+            batch, step = next(self.train.epoch(epoch, at)), self.state["step"] - 1
+            if len(batch):
+                views = self.network.input.draw(self.seed, epoch, batch.index)
+                return batch.images, batch.labels, views, step, self.schedule(step, self.state["metrics"][:epoch])
+        raise UserError(f"no training image could be read from {self.train.folder.root}")
+
+    def end_epoch(self, scores, layers):
+        """Adds the metrics of an epoch, and sets the state to the beginning of the next."""
+        if not math.isfinite(scores["loss"]):
+            self.diverged("validation loss")
+        state = self.state
+        loss, hits, count = state["sums"]
+        if count == 0:
+            raise UserError(f"no training image could be read from {self.train.folder.root}")
+        metrics = {"epoch": state["epoch"] + 1, "step": state["step"], "train_loss": loss / count, "train_top1": hits / count,
+                   "val_loss": scores["loss"], "val_top1": scores["top1"], "val_top5": scores["top5"], "images_per_s": count / state["seconds"],
+                   "lr": self.last[4], "layers": layers, **self.time_split()}
+        if self.train.drop_last and scores["whole"] is not None:
+            metrics["val_top1_whole_batches"] = scores["whole"]
+        state |= {"epoch": state["epoch"] + 1, "batch": 0, "sums": [0.0, 0, 0], "seconds": 0.0, "metrics": state["metrics"] + [metrics]}
+        self.network.scores()      # sets them back
+
+    def time_split(self):
+        """Seconds of a step, an epoch's mean: forward, backward and update as in the one that was looked at; data, the wait for pictures; and
+        what else there is."""
+        began, waited = self.waited
+        self.waited = self.state["step"], self.train.wait_seconds
+        parts = {"data": (self.train.wait_seconds - waited) / max(1, self.state["step"] - began), "forward": 0.0, "backward": 0.0, "update": 0.0}
+        for place, seconds in self.times.items():
+            part = place.split()[-1]
+            parts[part if part in parts else "forward"] += seconds      # the loss belongs to forward
+        rest = self.state["seconds"] / len(self.train) - (sum(parts.values()) - parts["data"])
+        if self.network.device.name == "cuda":      # which works while the host waits for pictures: only what it is short of counts
+            parts["data"] = max(0.0, min(parts["data"], rest))
+        parts["other"] = max(0.0, rest - parts["data"])
+        slowest = sorted(self.times.items(), key=lambda item: -item[1])[:8]
+        return {"seconds": parts, "slowest": [list(item) for item in slowest]} if self.times else {}
