@@ -11,10 +11,15 @@ zero, a tie in a maximum. From the command line: `python -m minialex.gradcheck [
 
 import inspect
 import os
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from . import functional
+from .device import Array, Device
+
+Values = dict[str, np.ndarray]
 
 # Where an op has no derivative. An op that is not named here must have one everywhere.
 KINKS = {"relu": "ReLU at zero", "max_pool2d": "tie in a maximum"}
@@ -26,7 +31,8 @@ class GradientError(AssertionError):
     """A tie does not hold; the message names the worst element, both values, and how to run it again."""
 
 
-def check(loss, values, gradients, *, step=STEP, tolerance=TOLERANCE, kink=None, reproduce=None):
+def check(loss: Callable[[Values], float], values: Values, gradients: Values, *, step: float = STEP, tolerance: float = TOLERANCE, kink: str | None = None,
+          reproduce: str | None = None) -> dict[str, int]:
     """Every element: d loss / d values[name][i] numerically against gradients[name][i]. -> {name of kink: skipped}
 
     loss: function of {name: float64 array} giving a float. An element whose left and right derivatives differ lies at a
@@ -56,7 +62,8 @@ def check(loss, values, gradients, *, step=STEP, tolerance=TOLERANCE, kink=None,
     return {kink: skipped} if kink else {}
 
 
-def check_direction(loss, values, gradients, *, directions=3, seed=0, step=STEP, tolerance=1e-5, kink=None, reproduce=None):
+def check_direction(loss: Callable[[Values], float], values: Values, gradients: Values, *, directions: int = 3, seed: int = 0, step: float = STEP,
+                    tolerance: float = 1e-5, kink: str | None = None, reproduce: str | None = None) -> dict[str, int]:
     """Random directions d: (loss(v + h d) - loss(v - h d)) / 2h against the inner product of gradients and d."""
     random, skipped, middle = np.random.default_rng(seed), 0, loss(values)
     for number in range(directions):
@@ -93,7 +100,7 @@ def at_kink(along, middle, step, sides, floor):
     return abs(abs(right - left) - gap / 4) > gap / 10
 
 
-def compare(tie, name, value, truth, *, tolerance=FLOAT32, reproduce=None):
+def compare(tie: str, name: str, value: np.ndarray, truth: np.ndarray, *, tolerance: float = FLOAT32, reproduce: str | None = None) -> None:
     """value (float32) against truth (float64), relative to truth's largest finite magnitude; NaN must meet NaN."""
     value, truth = np.asarray(value, np.float64), np.asarray(truth, np.float64)
     if value.shape != truth.shape:
@@ -132,7 +139,8 @@ def drawn(op, shapes, seed, ties=False):
     return arrays
 
 
-def check_op(op, shapes, options=None, *, device="cpu", seed=0, ties=False, directions=None, tolerance=FLOAT32):
+def check_op(op: str, shapes: dict[str, tuple[int, ...]], options: dict[str, Any] | None = None, *, device: str | Device = "cpu", seed: int = 0,
+             ties: bool = False, directions: int | None = None, tolerance: float = FLOAT32) -> dict[str, int]:
     """The three ties of one function of minialex.functional. -> {name of kink: skipped}
 
     shapes: {argument: shape} of its arrays; options: its other arguments; ties=True draws x from a few integers, so that
@@ -150,7 +158,7 @@ def check_op(op, shapes, options=None, *, device="cpu", seed=0, ties=False, dire
         return float((outputs_of(op, {**values, **moved_values}, options, "numpy")[0] * weights).sum())
 
     truth = gradients_of(op, values, weights, options, "numpy")
-    kinks = dict(kink=KINKS.get(op), reproduce=reproduce)
+    kinks: dict[str, Any] = {"kink": KINKS.get(op), "reproduce": reproduce}
     point = {name: values[name] for name in floats}
     if directions is None:
         skipped = check(loss, point, truth, **kinks)

@@ -93,7 +93,8 @@ class Net:
 
     def __post_init__(self) -> None:
         if not isinstance(self.layers, dict) or not self.layers:
-            raise UserError(f'{self.name}: expected layers by name, such as {{"conv1": Conv(48, 11, stride=4), "fc2": Dense(10, relu=False)}}, got {self.layers!r}')
+            raise UserError(f'{self.name}: expected layers by name, such as {{"conv1": Conv(48, 11, stride=4), "fc2": Dense(10, relu=False)}}, '
+                            f"got {self.layers!r}")
         if isinstance(self.size, bool) or not isinstance(self.size, int) or self.size < 1:
             raise UserError(f"{self.name}: expected a size of 1 pixel or more, got {self.size!r}")
         self.layers, self.inputs, self.outputs = dict(self.layers), {}, {}
@@ -121,8 +122,8 @@ class Net:
             raise UserError(f"{self.name}: the last layer, {last}, is {layer}, which would change the numbers of the classes: leave it out")
         shape = self.outputs[last]
         if len(shape) != 1 and shape[:-1] != (1, 1):
-            raise UserError(f"{self.name}: the last layer, {last}, gives {by(shape)}, and should give one number for each class, (classes,) or (1, 1, classes): "
-                            "end with Dense(classes, relu=False), or with a Conv or MaxPool whose window is its whole input")
+            raise UserError(f"{self.name}: the last layer, {last}, gives {by(shape)}, and should give one number for each class, (classes,) or "
+                            "(1, 1, classes): end with Dense(classes, relu=False), or with a Conv or MaxPool whose window is its whole input")
         for name, layer in reversed(self.layers.items()):      # pools and the like keep the sign
             if getattr(layer, "relu", isinstance(layer, ReLU)):
                 raise UserError(f"{self.name}: the numbers of the classes come from {name}, whose ReLU leaves none below 0: "
@@ -139,7 +140,8 @@ class Net:
 
     def described(self) -> dict:
         """The layers as JSON has them, {"conv1": {"op": "Conv", "filters": 48, ...}, ...}; `from_description` makes the net again."""
-        return json.loads(json.dumps({name: {"op": type(layer).__name__, **asdict(layer)} for name, layer in self.layers.items()}))
+        described = {name: {"op": type(layer).__name__, **asdict(layer)} for name, layer in self.layers.items()}
+        return json.loads(json.dumps(described))      # tuples become lists
 
     def count(self) -> int:
         """Numbers that are learnt."""
@@ -266,9 +268,13 @@ class Summary:
         return "\n".join([self.title, lines[0], rule, *lines[1:-1], rule, lines[-1]])
 
     def _repr_html_(self) -> str:
-        cells = [[html.escape(cell) for cell in row] for row in self.rows]
-        body = "".join("<tr>" + "".join(f'<td style="text-align: {"right" if i else "left"}">{cell}</td>' for i, cell in enumerate(row)) + "</tr>" for row in cells[1:])
-        return f"<table><caption>{html.escape(self.title)}</caption><thead><tr>{''.join(f'<th>{cell}</th>' for cell in cells[0])}</tr></thead><tbody>{body}</tbody></table>"
+        def line(row: tuple[str, ...], tag: str) -> str:
+            sides = ("left", "right", "right", "right")
+            return "<tr>" + "".join(f'<{tag} style="text-align: {side}">{html.escape(cell)}</{tag}>' for cell, side in zip(row, sides)) + "</tr>"
+
+        head, *body = self.rows
+        return (f"<table><caption>{html.escape(self.title)}</caption><thead>{line(head, 'th')}</thead>"
+                f"<tbody>{''.join(line(row, 'td') for row in body)}</tbody></table>")
 
 
 def by(shape: Shape) -> str:

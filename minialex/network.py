@@ -1,15 +1,19 @@
 """A net made runnable: buffers laid out once for a largest batch, launches recorded once for each batch size."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 
 from .data.augment import Input
-from .device import open_device
+from .device import Array, Device, open_device
 from .errors import UserError
+from .nets import Net
 from .ops.augment import FILLS, augment, check_views
 from .ops.conv import BLOCK, add_parts
-from .ops.layer import Site, as_array
+from .ops.layer import Shape, Site, as_array
 from .ops.softmax import check_labels, cross_entropy_rows, label_rank, softmax_rows, tally
-from .optim import SGD
+from .optim import SGD, Adam
 
 
 class Layout:
@@ -19,7 +23,8 @@ class Layout:
     layers. `arrays` is {name: (shape, dtype)}, with names like "activation conv1".
     """
 
-    def __init__(self, net, device, batch, *, input=None, training=True, workspace_mb=None, slots=("velocity",)):
+    def __init__(self, net: Net, device: Device, batch: int, *, input: Input | None = None, training: bool = True, workspace_mb: float | None = None,
+                 slots: Sequence[str] = ("velocity",)) -> None:
         self.input = input or Input(net.side, net.size)
         self.net, self.batch, self.training, floats = net, batch, training, device.float
         side = self.input.side
@@ -32,11 +37,12 @@ class Layout:
 
         rows = batch if training else min(batch, self.shares * self.chunk)
         own = ["input", *(name for name in self.stack if not net.layers[name].in_place)]      # the tail, or the loss, reads the last of these
-        self.arrays = {"input images": ((batch, side, side, 3), np.uint8), "input views": ((batch, 18), floats),
-                       "input labels": ((batch,), np.int32), "input mean": ((side, side, 3) if self.input.mean == "image" else (1,), floats),
-                       "input now": ((2,), np.float64), "output loss": ((batch,), floats), "output rank": ((batch,), floats),
-                       "output probabilities": ((batch, net.classes), floats), "output totals": ((3, batch), np.float64),
-                       "activation input": ((rows if own[1:] else batch, net.size, net.size, 3), floats)}
+        self.arrays: dict[str, tuple[Shape, Any]] = {
+            "input images": ((batch, side, side, 3), np.uint8), "input views": ((batch, 18), floats),
+            "input labels": ((batch,), np.int32), "input mean": ((side, side, 3) if self.input.mean == "image" else (1,), floats),
+            "input now": ((2,), np.float64), "output loss": ((batch,), floats), "output rank": ((batch,), floats),
+            "output probabilities": ((batch, net.classes), floats), "output totals": ((3, batch), np.float64),
+            "activation input": ((rows if own[1:] else batch, net.size, net.size, 3), floats)}
         for name, layer in net.layers.items():
             keep = rows if name in own[:-1] else batch
             if not layer.in_place:
@@ -59,7 +65,7 @@ class Layout:
             dense = [layer.partials(net.inputs[n], batch) for n, layer in net.layers.items() if layer.dense]
             self.arrays["workspace dense"] = ((max(dense, default=0),), floats)      # once, while each share has columns
 
-    def fit(self, device, workspace_mb):
+    def fit(self, device: Device, workspace_mb: float | None) -> int:
         """Floats of the column buffer of one share: what the device's cache or chip and --workspace-mb ask for, and at least what works."""
         net, need = self.net, 0
         for name, layer in net.layers.items():
@@ -67,7 +73,7 @@ class Layout:
             least, parts = layer.least(shape, self.training and name != net.bottom), layer.split(shape, device.slices) if self.training else 0
             wanted = layer.workspace(shape) * max(1, min(self.chunk, device.images_at_once(int(np.prod(net.outputs[name])))))
             if device.tile:
-                wanted = max(least, min(wanted, layer.tile(shape, device.tile)))
+                wanted = max(least, min(wanted, layer.tile(shape, device.tile) or wanted))
             if workspace_mb is not None and least:
                 allowed = int(workspace_mb * 2**20 / 4 / self.shares) - parts
                 if allowed < least:
@@ -78,7 +84,7 @@ class Layout:
         partials = [layer.partials(net.inputs[n], self.chunk if n in self.stack else self.batch) for n, layer in net.layers.items() if not layer.dense]
         return max([need, *partials])
 
-    def bytes(self, kind=""):
+    def bytes(self, kind: str = "") -> int:
         """Bytes of the arrays whose name starts with `kind`."""
         return sum(int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
                    for name, (shape, dtype) in self.arrays.items() if name.startswith(kind))
@@ -91,7 +97,8 @@ class Network:
     all that the optimizer keeps, {"velocity conv1.weight": device array, ...}. device: "auto", "cpu", "cuda", "numpy", or an open one.
     """
 
-    def __init__(self, net, device, batch, *, input=None, training=True, optimizer=SGD(), smoothing=0.0, init="he", seed=0, workspace_mb=None):
+    def __init__(self, net: Net, device: str | Device, batch: int, *, input: Input | None = None, training: bool = True, optimizer: SGD | Adam = SGD(),
+                 smoothing: float = 0.0, init: str | None = "he", seed: int = 0, workspace_mb: float | None = None) -> None:
         if batch < 1:
             raise UserError(f"--batch {batch}: a batch has at least one image")
         device = open_device(device)[0] if isinstance(device, str) else device
@@ -99,7 +106,7 @@ class Network:
         self.smoothing, self.passed = smoothing, 0      # images of the last pass
         self.layout = Layout(net, device, batch, input=input, training=training, workspace_mb=workspace_mb, slots=optimizer.slots)
         self.input = self.layout.input
-        self.arrays = {}
+        self.arrays: dict[str, Array] = {}
         self.allocate("parameter ")
         self.parameters = self.named("parameter ")
         for name, value in net.draw(init, seed) if init is not None else ():      # before the rest takes its memory
@@ -108,12 +115,12 @@ class Network:
         self.velocity = self.named("velocity ")
         self.state = {name: array for name, array in self.arrays.items() if name.split()[0] in optimizer.slots}
         self.gradients = {name: parts[0] for name, parts in self.named("gradient ").items()}
-        self.tapes = {}
+        self.tapes: dict[tuple[str, int], Any] = {}
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"Network of {self.net!r}, on {self.device.name}, for {'' if self.training else 'evaluation of '}up to {self.batch} images at a time"
 
-    def allocate(self, kind):
+    def allocate(self, kind: str) -> None:
         """Makes the arrays of the layout whose names start with `kind`, and that are not there yet."""
         try:
             self.arrays |= {name: self.device.zeros(shape, dtype) for name, (shape, dtype) in self.layout.arrays.items()
@@ -122,10 +129,10 @@ class Network:
             raise UserError(f"{self.net.name} at {'--batch' if self.training else 'batch'} {self.batch} takes {self.layout.bytes() / 2**20:,.0f} MB, more "
                             f"than device {self.device.name} has free: use a smaller batch") from None
 
-    def named(self, kind):
+    def named(self, kind: str) -> dict[str, Array]:
         return {name[len(kind):]: array for name, array in self.arrays.items() if name.startswith(kind)}
 
-    def load_parameters(self, values, into=None):
+    def load_parameters(self, values: dict[str, np.ndarray], into: dict[str, Array] | None = None) -> None:
         """Copies {name: array} into the parameters (or into `into`, such as velocity)."""
         into = self.parameters if into is None else into
         for name in into:
@@ -135,53 +142,56 @@ class Network:
                 raise UserError(f"{name}: expected shape {tuple(into[name].shape)}, got {tuple(values[name].shape)}")
             self.device.upload(into[name], np.asarray(values[name]))
 
-    def load_mean(self, image):
+    def load_mean(self, image: np.ndarray | None) -> None:
         """Takes the mean image (side, side, 3), where the input has one."""
         if image is not None:
             if image.shape != self.arrays["input mean"].shape:
                 raise UserError(f"the mean image has shape {image.shape}, the input needs {self.arrays['input mean'].shape}")
             self.device.upload(self.arrays["input mean"], image)
 
-    def train_step(self, images, labels, views, step, lr, timed=False):
+    def train_step(self, images: np.ndarray, labels: np.ndarray, views: np.ndarray, step: int, lr: float, timed: bool = False) -> dict[str, float] | None:
         """One step of the optimizer. images (n, side, side, 3) uint8, labels (n,), views (n, 18) as Input gives them.
 
         timed: launch by launch, to say what takes how long. -> {"conv1 forward": seconds, ...} or None
         """
         return self.run("train", images, labels, views, step, lr, timed)
 
-    def gradient(self, images, labels, views, step=0):
+    def gradient(self, images: np.ndarray, labels: np.ndarray, views: np.ndarray, step: int = 0) -> None:
         """Forward and backward as in a training step, without the update: `gradients` of the mean loss."""
         self.run("gradient", images, labels, views, step, 0.0)
 
-    def evaluate(self, images, labels, views):
+    def evaluate(self, images: np.ndarray, labels: np.ndarray, views: np.ndarray) -> None:
         """Forward without dropout; then `results` has the losses and ranks, `probabilities` the softmax."""
         self.run("evaluate", images, labels, views, 0, 0.0)
 
-    def scores(self):
+    def scores(self) -> tuple[float, int, int]:
         """(sum of losses, top-1 hits, top-5 hits) of all passes since this was last asked; waits for them."""
         totals = self.device.to_numpy(self.arrays["output totals"]).sum(axis=1)
         self.arrays["output totals"].fill(0)      # in order with the launches
         return float(totals[0]), int(totals[1]), int(totals[2])
 
-    def results(self, n):
+    def results(self, n: int) -> tuple[np.ndarray, np.ndarray]:
         """(losses, ranks) of the n images of the last pass, float arrays on the host; rank 0 is a top-1 hit."""
-        return tuple(self.device.to_numpy(self.arrays[name][:n]) for name in ("output loss", "output rank"))
+        loss, rank = (self.device.to_numpy(self.arrays[name][:n]) for name in ("output loss", "output rank"))
+        return loss, rank
 
-    def probabilities(self, n):
+    def probabilities(self, n: int) -> np.ndarray:
         """(n, classes) of the last `evaluate`."""
         return self.device.to_numpy(self.arrays["output probabilities"][:n])
 
-    def weights(self):
+    def weights(self) -> dict[str, np.ndarray]:
         """{"conv1.weight": array, ...} on the host, copies."""
         return {name: self.device.to_numpy(array) for name, array in self.parameters.items()}
 
-    def activations(self):
+    def activations(self) -> dict[str, np.ndarray]:
         """{layer: its outputs in the last pass, (n, ...)} on the host. Layers in place, ReLU and Dropout, have changed those of the layer before."""
         if not self.training:
             raise UserError("a network for evaluation only keeps its activations for a few images at a time: make it with training=True to see them")
-        return {name: self.device.to_numpy(self.arrays[f"activation {name}"][:self.passed]) for name, layer in self.net.layers.items() if not layer.in_place}
+        return {name: self.device.to_numpy(self.arrays[f"activation {name}"][:self.passed])
+                for name, layer in self.net.layers.items() if not layer.in_place}
 
-    def run(self, mode, images, labels, views, step, lr, timed=False):
+    def run(self, mode: str, images: np.ndarray, labels: np.ndarray, views: np.ndarray, step: int, lr: float,
+            timed: bool = False) -> dict[str, float] | None:
         n = len(images)
         if not 0 < n <= self.batch:
             raise ValueError(f"images: expected 1 to {self.batch}, got {n}")
@@ -201,7 +211,7 @@ class Network:
         self.passed = n
         return self.tapes[mode, n].play_timed() if timed else self.tapes[mode, n].play()
 
-    def record(self, mode, n):
+    def record(self, mode: str, n: int) -> None:
         """Launches a whole pass over n images: the stack share by share, the tail on the whole batch, and back."""
         layout, device, backward = self.layout, self.device, mode != "evaluate"
         if backward and not self.training:
@@ -273,11 +283,12 @@ class Network:
             if mode == "train":
                 self.optimizer.update(device, name, self.parameters[name], self.state_of(name), total, self.arrays["input now"])
 
-    def state_of(self, name):
+    def state_of(self, name: str) -> dict[str, Array]:
         """{slot: array} of what the optimizer keeps for a parameter."""
         return {slot: self.arrays[f"{slot} {name}"] for slot in self.optimizer.slots}
 
-    def statistics(self, images, labels, views, step, lr, most=8):
+    def statistics(self, images: np.ndarray, labels: np.ndarray, views: np.ndarray, step: int, lr: float,
+                   most: int = 8) -> dict[str, dict[str, float | None]]:
         """{layer: {...}} of those with weights, for a batch without dropout: mean |y|, std of y and the part of it that is 0, the part of
         channels that are 0 everywhere, and the norm of the update in this step beside the weights'. Of convolutions `most` images."""
         totals, found, rate = self.device.to_numpy(self.arrays["output totals"]), {}, self.optimizer.rate(step, lr)
@@ -294,21 +305,21 @@ class Network:
                            "ratio": self.optimizer.step_ratio(self.device, weight, self.parameters[weight], self.state_of(weight), rate)}
         return found
 
-    def view(self, share, first, last):
+    def view(self, share: int, first: int, last: int) -> None:
         """Launches the input kernel for images first .. last-1."""
         a, size, input = self.arrays, self.net.size, self.layout.input
         self.device.launch(augment, (last - first) * size, a["input images"][first:last], a["input views"][first:last], a["input mean"],
                            self.rows("activation input", share, first, last), input.side, size, FILLS.index(input.fill), float(input.constant),
                            int(input.mean == "image"))
 
-    def rows(self, name, share, first, last):
+    def rows(self, name: str, share: int, first: int, last: int) -> Array:
         """The part of an array that belongs to images first .. last-1: their own in training, a share's chunk otherwise."""
         array = self.arrays[name]
         if len(array) < self.batch:
             first, last = share * self.layout.chunk, share * self.layout.chunk + last - first
         return array[first:last]
 
-    def site(self, name, mode, share, first, last):
+    def site(self, name: str, mode: str, share: int, first: int, last: int) -> Site:
         """The Site of a layer for images first .. last-1."""
         layers, layer = list(self.net.layers), self.net.layers[name]
         activation = {}
@@ -327,7 +338,7 @@ class Network:
                     columns=self.arrays["workspace dense"] if layer.dense and self.training else self.arrays["workspace columns"][share], first=first,
                     seed=self.seed, number=layers.index(name), now=self.arrays["input now"])
 
-    def loss(self, n, mode):
+    def loss(self, n: int, mode: str) -> Array:
         """Launches the loss of n images. -> gradient of the logits of the mean loss"""
         a, classes, device = self.arrays, self.net.classes, self.device
         logits, labels = a[f"activation {list(self.net.layers)[-1]}"][:n].reshape(n, classes), a["input labels"][:n]
@@ -342,15 +353,15 @@ class Network:
         return dlogits
 
 
-def shaped(buffer, shape):
+def shaped(buffer: Array, shape: Sequence[int]) -> Array:
     """The start of a flat buffer as an array of `shape`."""
     return buffer[:int(np.prod(shape))].reshape(shape)
 
 
-def same_memory(array, buffer):
+def same_memory(array: Array, buffer: Array) -> bool:
     """Whether an array starts where the buffer does."""
     return address(array) == address(buffer)
 
 
-def address(array):
+def address(array: Array) -> int:
     return array.data.ptr if hasattr(array.data, "ptr") else array.ctypes.data

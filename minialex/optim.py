@@ -5,11 +5,13 @@ update, and tells how large the last one was (`step_ratio`).
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from .device import kernel
+from .device import Array, Device, kernel
 from .errors import UserError
 from .ops.layer import as_array, device_of, put
 
@@ -50,23 +52,23 @@ class SGD:
     bias_lr: float = 1.0            # times the learning rate; the 2012 program has 2
     bias_decay: float = 0.0         # times weight_decay
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.form not in ("2012", "torch"):
             raise ValueError(f"form: expected '2012' or 'torch', got {self.form!r}")
 
     slots = ("velocity",)
 
-    def rate(self, step, lr):
+    def rate(self, step: int, lr: float) -> float:
         """What the launches of a step read: the learning rate."""
         return lr
 
-    def update(self, device, name, w, state, g, now):
+    def update(self, device: Device, name: str, w: Array, state: dict[str, Array], g: Array, now: Array) -> None:
         """Launches the update of one parameter from its gradient g and its state, {slot: array}."""
         bias = name.endswith(".bias")
         device.launch(sgd, -(-w.size // BLOCK), w, state["velocity"], g, w.size, now, self.bias_lr if bias else 1.0, self.momentum,
                       self.weight_decay * (self.bias_decay if bias else 1.0), int(self.form == "2012"))
 
-    def step_ratio(self, device, name, w, state, rate):
+    def step_ratio(self, device: Device, name: str, w: Array, state: dict[str, Array], rate: float) -> float | None:
         """The L2 norm of the last update of a parameter beside that of the parameter."""
         factor = 1.0 if self.form == "2012" else rate * (self.bias_lr if name.endswith(".bias") else 1.0)
         return ratio(factor * device.to_numpy(state["velocity"]), device.to_numpy(w))
@@ -83,35 +85,37 @@ class Adam:
 
     slots = ("velocity", "square")      # the first and the second moment
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected 0 up to below 1, got {getattr(self, name)}")
 
-    def rate(self, step, lr):
+    def rate(self, step: int, lr: float) -> float:
         """The learning rate of step 0, 1, ... times the correction of both moments, which start at 0."""
         return lr * math.sqrt(1 - self.beta2 ** (step + 1)) / (1 - self.beta1 ** (step + 1))
 
-    def update(self, device, name, w, state, g, now):
+    def update(self, device: Device, name: str, w: Array, state: dict[str, Array], g: Array, now: Array) -> None:
         device.launch(adam, -(-w.size // BLOCK), w, state["velocity"], state["square"], g, w.size, now, 1 - self.beta1, 1 - self.beta2, self.epsilon)
 
-    def step_ratio(self, device, name, w, state, rate):
+    def step_ratio(self, device: Device, name: str, w: Array, state: dict[str, Array], rate: float) -> float | None:
         m, v = (device.to_numpy(state[slot]) for slot in self.slots)
         return ratio(rate * m / (np.sqrt(v) + self.epsilon), device.to_numpy(w))
 
 
-def ratio(update, w):
+def ratio(update: np.ndarray, w: np.ndarray) -> float | None:
     """|update| / |w|, None where w is 0."""
     size = float(np.linalg.norm(w))
     return float(np.linalg.norm(update)) / size if size else None
 
 
-def sgd_update(w, v, g, *, lr, momentum=0.9, weight_decay=0.0, form="2012", device="cpu"):
+def sgd_update(w: Array, v: Array, g: Array, *, lr: float, momentum: float = 0.9, weight_decay: float = 0.0, form: str = "2012",
+               device: str | Device = "cpu") -> tuple[Array, Array]:
     """One step for a parameter w with velocity v and gradient g, all of one shape. -> (w, v), new arrays."""
     return stepped(SGD(momentum, weight_decay, form), device, 0, lr, w=w, v=v, g=g)
 
 
-def adam_update(w, m, v, g, *, step, lr, beta1=0.9, beta2=0.999, epsilon=1e-7, device="cpu"):
+def adam_update(w: Array, m: Array, v: Array, g: Array, *, step: int, lr: float, beta1: float = 0.9, beta2: float = 0.999, epsilon: float = 1e-7,
+                device: str | Device = "cpu") -> tuple[Array, Array, Array]:
     """Step 0, 1, ... for a parameter w with moments m and v and gradient g, all of one shape. -> (w, m, v), new arrays."""
     return stepped(Adam(beta1, beta2, epsilon), device, step, lr, w=w, m=m, v=v, g=g)
 
@@ -141,7 +145,7 @@ class Schedule:
     # How many numbers a shape takes, at least and at most; those that take none have no factor.
     SHAPES = {"constant": (0, 0), "cosine": (0, 0), "step": (1, 1), "multistep": (1, math.inf), "plateau": (0, 1)}
 
-    def __init__(self, text, lr, steps_per_epoch, epochs):
+    def __init__(self, text: str, lr: float, steps_per_epoch: int, epochs: int) -> None:
         self.lr, self.epoch, self.total = lr, steps_per_epoch, max(1, steps_per_epoch * epochs)
         shape, *rest = text.split(",")
         self.shape, *numbers = shape.split(":")
@@ -160,7 +164,7 @@ class Schedule:
             raise UserError(f"--schedule {text!r}: expected constant, cosine, step:EPOCHS, multistep:EPOCH:EPOCH:... or plateau:EPOCHS, then "
                             ",warmup:EPOCHS and ,factor:F (between 0 and 1) if wanted")
 
-    def __call__(self, step, metrics=()):
+    def __call__(self, step: int, metrics: Sequence[dict[str, Any]] = ()) -> float:
         """The learning rate of step 0, 1, 2, ..., with the metrics of the epochs before it ("val_top1" of each)."""
         if step < self.warmup:
             return self.lr * (step + 1) / (self.warmup + 1)
@@ -168,7 +172,7 @@ class Schedule:
             return self.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, (step - self.warmup) / max(1.0, self.total - self.warmup))))
         return self.lr * self.factor ** self.drops(step, metrics)
 
-    def drops(self, step, metrics):
+    def drops(self, step: int, metrics: Sequence[dict[str, Any]]) -> int:
         """How often the rate has been lowered so far."""
         if self.shape == "step":
             return int(step // (self.numbers[0] * self.epoch))

@@ -1,9 +1,12 @@
 """Where kernels run: `cpu` (the C++ compiler), `cuda` (CuPy), `numpy` (the references)."""
 
+from collections.abc import Callable
+
+from .base import Array, Device
 from .kernel import Kernel, kernel
 
 
-def open_device(name="auto", threads=None, announce=None):
+def open_device(name: str = "auto", threads: int | None = None, announce: Callable[[str], object] | None = None) -> tuple[Device, str]:
     """The device of that name, and why it was chosen. -> (device, reason)
 
     `announce` is called with a line of text before something slow (a first compilation).

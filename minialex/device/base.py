@@ -3,36 +3,69 @@
 import contextlib
 import os
 import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeAlias
 
 import numpy as np
+
+from .kernel import Kernel
+
+Array: TypeAlias = Any      # of a device: numpy's on cpu and numpy, CuPy's on cuda, which may not be installed
 
 
 class Device:
     """One place where kernels run. Launches happen at once, or are recorded between `with device.record() as tape`."""
 
-    name = None
-    products = None          # the library of matrix products and its version
+    name: str = ""
+    model: str               # the chip or the compiler
+    array_type: Any          # of its arrays
+    processors: int          # of a GPU
+    products: str | None = None      # the library of matrix products and its version
     threads = 1              # shares of a batch that can run at the same time
     float = np.dtype(np.float32)
-    recording = None
+    recording: Any = None
     place = ""               # what is being launched, for reports: "conv1 forward"
-    tile = None              # floats of columns that stay in a core's cache; None: as many as there is room for
-    decoders = property(lambda self: self.threads)      # threads that may decode pictures for it
-    chunk = None             # images that a share takes through the convolutional layers at a time; None: all of them
+    tile: int | None = None  # floats of columns that stay in a core's cache; None: as many as there is room for
+    decoders: Any = property(lambda self: self.threads)      # threads that may decode pictures for it
+    chunk: int | None = None # images that a share takes through the convolutional layers at a time; None: all of them
 
-    def images_at_once(self, outputs):
+    def images_at_once(self, outputs: int) -> int:
         """Images whose columns a convolution with that many outputs per image lays out at a time."""
         return self.chunk or 1 << 30
 
-    def slices(self, tiles):
+    def slices(self, tiles: int) -> int:
         """Slices of a long sum that together keep the device busy, if one makes `tiles` tiles of 128 x 128 of a product."""
         return 1
 
-    def launch(self, kernel, rows, *arguments):
+    def empty(self, shape: tuple[int, ...], dtype: Any = None) -> Array:
+        """An array with anything in it, of the device's floats unless told otherwise."""
+        raise NotImplementedError
+
+    def array(self, host: Array, dtype: Any = None) -> Array:
+        """A copy of a host array; floats take the device's dtype unless told otherwise."""
+        raise NotImplementedError
+
+    def to_numpy(self, array: Array) -> np.ndarray:
+        """A copy on the host; waits for the launches before it."""
+        raise NotImplementedError
+
+    def upload(self, array: Array, host: np.ndarray) -> None:
+        """Copies a host array into one of the device."""
+        raise NotImplementedError
+
+    def bind(self, kernel: Kernel, rows: int, arguments: tuple) -> Callable[[], object]:
+        """A launch with its arguments checked, to be called."""
+        raise NotImplementedError
+
+    def gemm(self, a: Array, b: Array, c: Array, transpose_a: bool = False, transpose_b: bool = False, accumulate: bool = False) -> None:
+        """c = op(a) op(b) (+ c if accumulate), each of (rows, columns) or (batch, rows, columns)."""
+        raise NotImplementedError
+
+    def launch(self, kernel: Kernel, rows: int, *arguments: Any) -> None:
         """Runs `kernel` over `rows` rows. Refuses, with the argument's name, what its declaration does not allow."""
         self.submit(self.bind(kernel, rows, arguments))
 
-    def submit(self, call):
+    def submit(self, call: Any) -> None:
         if self.recording is None:
             call()
         else:
@@ -40,7 +73,7 @@ class Device:
             self.recording.places.append(self.place)
 
     @contextlib.contextmanager
-    def record(self):
+    def record(self) -> Iterator[Any]:
         """Collects the launches of the block in a Tape instead of running them."""
         if self.recording is not None:
             raise RuntimeError("a recording is already under way on this device")
@@ -50,38 +83,40 @@ class Device:
         finally:
             self.recording = None
 
-    def parallel(self, count):
+    def parallel(self, count: int) -> Iterable[int]:
         """for share in device.parallel(n): launches of different shares may run at the same time (n <= threads)."""
         return range(count)
 
-    def zeros(self, shape, dtype=None):
+    def zeros(self, shape: tuple[int, ...], dtype: Any = None) -> Array:
         array = self.empty(shape, dtype)
         array.fill(0)
         return array
 
-    def feed(self, pairs):
+    def feed(self, pairs: Iterable[tuple[Array, np.ndarray]]) -> None:
         """Uploads the input of a pass, [(array, host array), ...], in order with the launches."""
         for array, host in pairs:
             self.upload(array, host)
 
-    def synchronize(self):
+    def synchronize(self) -> None:
         """Waits until everything launched is done."""
 
 
 class Tape:
     """Launches in order, to be played again and again."""
 
-    def __init__(self, device):
-        self.device, self.calls, self.places = device, [], []
+    def __init__(self, device: Device) -> None:
+        self.device = device
+        self.calls: list[Callable[[], object]] = []
+        self.places: list[str] = []
 
-    def play(self):
+    def play(self) -> None:
         for call in self.calls:
             call()
 
-    def play_timed(self):
+    def play_timed(self) -> dict[str, float]:
         """Plays, waiting for each launch. -> {place: seconds}"""
         self.device.synchronize()
-        took = {}
+        took: dict[str, float] = {}
         for place, call in zip(self.places, self.calls):
             began = time.perf_counter()
             call()
@@ -90,12 +125,12 @@ class Tape:
         return took
 
 
-def cores():
+def cores() -> int:
     """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def check_product(a, b, c, transpose_a, transpose_b):
+def check_product(a: Array, b: Array, c: Array, transpose_a: bool, transpose_b: bool) -> tuple[int, int, int]:
     """Shapes of c = op(a) op(b), each (rows, columns) or (batch, rows, columns) with lanes side by side. -> m, n, k"""
     for name, array in (("a", a), ("b", b), ("c", c)):
         if array.ndim != c.ndim or array.ndim not in (2, 3):

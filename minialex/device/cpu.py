@@ -10,9 +10,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -119,7 +121,7 @@ class CPU(Device):
     chunk = 4
     tile = 1 << 19           # 2 MB: measured best from 1 to 2.4 MB; beyond, matrix products wait for memory
 
-    def __init__(self, threads=None, announce=None, products=None):
+    def __init__(self, threads: int | None = None, announce: Callable[[str], object] | None = None, products: str | None = None) -> None:
         available = cores()
         if threads is not None and threads < 1:
             raise UserError(f"--threads {threads}: expected at least 1")
@@ -145,20 +147,20 @@ class CPU(Device):
         if getattr(self, "queue", None):
             self.library.queue_close(self.queue)
 
-    def __str__(self):
+    def __str__(self) -> str:
         return f"{self.threads} thread{'s' * (self.threads > 1)}, kernels compiled by {self.builder.version}, products by {self.products}"
 
-    def text(self, file):
+    def text(self, file: Path) -> str:
         return self.wrapped(source_text(file), declarations(file))
 
-    def wrapped(self, code, declared):
+    def wrapped(self, code: str, declared: dict) -> str:
         """The text of a .cu file with a trampoline for each of its kernels."""
         calls = [self.trampoline.format(name=name, arguments=", ".join(
             f"({a.type})s[{i}].{'p' if a.pointer else FIELDS[a.type]}" for i, a in enumerate(arguments)))
             for name, arguments in declared.items()]
         return self.prelude + code + SLOT + "".join(calls)
 
-    def empty(self, shape, dtype=None):
+    def empty(self, shape: tuple[int, ...], dtype: Any = None) -> Array:
         """An array that starts on a cache line."""
         dtype = np.dtype(self.float if dtype is None else dtype)
         count = int(np.prod(shape, dtype=np.int64))
@@ -166,20 +168,20 @@ class CPU(Device):
         start = -raw.ctypes.data % 64
         return raw[start:start + count * dtype.itemsize].view(dtype).reshape(shape)
 
-    def array(self, host, dtype=None):
+    def array(self, host: Array, dtype: Any = None) -> Array:
         """A copy of a host array; floats become float32 unless told otherwise."""
         host = np.asarray(host)
         copy = self.empty(host.shape, dtype or (self.float if host.dtype.kind == "f" else host.dtype))
         copy[...] = host
         return copy
 
-    def to_numpy(self, array):
+    def to_numpy(self, array: Array) -> np.ndarray:
         return array.copy()
 
-    def upload(self, array, host):
+    def upload(self, array: Array, host: np.ndarray) -> None:
         array[...] = host
 
-    def launch(self, kernel, rows, *arguments):
+    def launch(self, kernel: Kernel, rows: int, *arguments: Any) -> None:
         values = kernel.bind((rows, *arguments), self.array_type, self.name)
         slots = np.zeros(len(values), np.uint64)
         for i, (declared, value) in enumerate(zip(kernel.arguments, values)):
@@ -190,7 +192,7 @@ class CPU(Device):
         run = address_of(getattr(self.libraries[kernel.source], f"run_{kernel.name}"))
         self.submit((run, slots, arguments, kernel.name, self.place))
 
-    def gemm(self, a, b, c, transpose_a=False, transpose_b=False, accumulate=False):
+    def gemm(self, a: Array, b: Array, c: Array, transpose_a: bool = False, transpose_b: bool = False, accumulate: bool = False) -> None:
         """c = op(a) op(b) (+ c if accumulate), float32, each of (rows, columns) or (batch, rows, columns)."""
         m, n, k = check_product(a, b, c, transpose_a, transpose_b)
         if c.dtype != np.float32:
@@ -202,7 +204,7 @@ class CPU(Device):
             slots[9:10].view(np.float32)[0] = 1.0 if accumulate else 0.0
             self.submit((self.run_product, slots, (a, b, c), "gemm", self.place))
 
-    def submit(self, command):
+    def submit(self, command: tuple) -> None:
         if self.recording is None:
             tape = Tape(self)
             tape.add(command)
@@ -211,7 +213,7 @@ class CPU(Device):
             self.recording.add(command)
 
     @contextlib.contextmanager
-    def record(self):
+    def record(self) -> Iterator[Any]:
         if self.recording is not None:
             raise RuntimeError("a recording is already under way on this device")
         self.recording = tape = Tape(self)
@@ -220,7 +222,7 @@ class CPU(Device):
         finally:
             self.recording = None
 
-    def parallel(self, count):
+    def parallel(self, count: int) -> Iterator[int]:
         """for share in device.parallel(n): each share's launches run one after another on a core of their own.
 
         With a single share, all cores work on each launch of it together.

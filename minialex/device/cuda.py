@@ -1,18 +1,20 @@
 """The CUDA device: CuPy compiles the same .cu files with NVRTC and launches them, cuBLAS multiplies matrices."""
 
 import importlib.util
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 
-from .base import Device, check_product, cores
-from .kernel import source_text, sources
+from .base import Array, Device, check_product, cores
+from .kernel import Kernel, source_text, sources
 
 ROWS_PER_BLOCK = 4               # as in grid.cuh: a block of 128 threads has 4 warps, a row each
 LARGEST_GRID = 2**31 - 1
 OPTIONS = ("-std=c++17",)
 
 
-def why_not():
+def why_not() -> str | None:
     """Why no GPU can be used, in a clause; None if one can."""
     if importlib.util.find_spec("cupy") is None:
         return "CuPy is not installed (pip install 'minialex[cuda13]', or 'minialex[cuda12]' for drivers before 580)"
@@ -38,44 +40,44 @@ class CUDA(Device):
 
     name, decoders = "cuda", None
 
-    def __init__(self, threads=None):
+    def __init__(self, threads: int | None = None) -> None:
         self.decoders = threads or cores()
         import cupy
         from cupy_backends.cuda.libs import cublas
         self.cupy, self.cublas, self.array_type = cupy, cublas, cupy.ndarray
         properties = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)
         self.model, self.processors, self.products = properties["name"].decode(), properties["multiProcessorCount"], "cuBLAS"
-        self.modules = {}
+        self.modules: dict[str, Any] = {}
         self.one, self.zero = np.ones(1, np.float32), np.zeros(1, np.float32)
         self.copies, self.slots = cupy.cuda.Stream(non_blocking=True), [Slot(cupy), Slot(cupy)]
 
-    def __str__(self):
+    def __str__(self) -> str:
         return f"{self.model}, {self.processors} multiprocessors, CuPy {self.cupy.__version__}"
 
-    def images_at_once(self, outputs):
+    def images_at_once(self, outputs: int) -> int:
         """The fewest images whose product fills the chip twice with tiles of 128 x 128."""
         return max(1, -(-2 * self.processors * 128 * 128 // outputs))
 
-    def slices(self, tiles):
+    def slices(self, tiles: int) -> int:
         return max(1, 2 * self.processors // tiles)
 
-    def empty(self, shape, dtype=None):
+    def empty(self, shape: tuple[int, ...], dtype: Any = None) -> Array:
         return self.cupy.empty(shape, self.float if dtype is None else dtype)
 
-    def array(self, host, dtype=None):
+    def array(self, host: Array, dtype: Any = None) -> Array:
         """A copy of a numpy or CuPy array on the GPU; floats become float32 unless told otherwise."""
         dtype = dtype or (self.float if host.dtype.kind == "f" else host.dtype)
         return host.astype(dtype, order="C") if isinstance(host, self.array_type) else self.cupy.asarray(np.ascontiguousarray(host, dtype))
 
-    def to_numpy(self, array):
+    def to_numpy(self, array: Array) -> np.ndarray:
         return self.cupy.asnumpy(array)
 
-    def upload(self, array, host):
+    def upload(self, array: Array, host: np.ndarray) -> None:
         host = np.ascontiguousarray(host, array.dtype)
         array.set(host)
         self.synchronize()       # until then the copy may still be reading `host`
 
-    def feed(self, pairs):
+    def feed(self, pairs: Iterable[tuple[Array, np.ndarray]]) -> None:
         """Copies the input of a pass up while the GPU still works on the one before.
 
         The host fills one of two pinned buffers, the copy stream moves it to a buffer on the GPU, and the stream of the
@@ -101,10 +103,10 @@ class CUDA(Device):
             array.data.copy_from_device_async(slot.buffer + start, array.nbytes, launches)
         slot.taken.record(launches)
 
-    def synchronize(self):
+    def synchronize(self) -> None:
         self.cupy.cuda.get_current_stream().synchronize()
 
-    def bind(self, kernel, rows, arguments):
+    def bind(self, kernel: Kernel, rows: int, arguments: tuple) -> Callable[[], object]:
         values = tuple(kernel.bind((rows, *arguments), self.array_type, self.name))
         if kernel.source not in self.modules:
             self.modules[kernel.source] = self.cupy.RawModule(code=source_text(sources() / kernel.source), options=OPTIONS)
@@ -112,7 +114,7 @@ class CUDA(Device):
         grid = max(1, min(-(-rows // ROWS_PER_BLOCK), LARGEST_GRID))
         return lambda: function((grid,), (32 * ROWS_PER_BLOCK,), values)
 
-    def gemm(self, a, b, c, transpose_a=False, transpose_b=False, accumulate=False):
+    def gemm(self, a: Array, b: Array, c: Array, transpose_a: bool = False, transpose_b: bool = False, accumulate: bool = False) -> None:
         """c = op(a) op(b) (+ c if accumulate), float32, each of (rows, columns) or (batch, rows, columns).
 
         cuBLAS counts along columns: a row-major c is its transpose there, c' = op(b)' op(a)'.

@@ -3,6 +3,7 @@
 import functools
 import inspect
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -113,6 +114,6 @@ class Kernel:
             raise type(error)(f"{self.name}: {error}") from None
 
 
-def kernel(source):
+def kernel(source: str) -> Callable[[Callable[..., None]], Kernel]:
     """Decorates the numpy reference of the kernel of the same name in `source`, and gives the Kernel to launch."""
     return functools.partial(Kernel, source)

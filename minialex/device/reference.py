@@ -1,8 +1,12 @@
 """The numpy device: every launch calls the kernel's reference, in the arrays' own dtype."""
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 
-from .base import Device, check_product
+from .base import Array, Device, check_product
+from .kernel import Kernel
 
 
 class Reference(Device):
@@ -11,32 +15,32 @@ class Reference(Device):
     name = "numpy"
     array_type = np.ndarray
 
-    def __init__(self, dtype=np.float64):
+    def __init__(self, dtype: Any = np.float64) -> None:
         self.float, self.model, self.products = np.dtype(dtype), "numpy", f"numpy {np.__version__}"
 
-    def __str__(self):
+    def __str__(self) -> str:
         return f"numpy references in {self.float}"
 
-    def empty(self, shape, dtype=None):
+    def empty(self, shape: tuple[int, ...], dtype: Any = None) -> Array:
         return np.empty(shape, self.float if dtype is None else dtype)
 
-    def array(self, host, dtype=None):
+    def array(self, host: Array, dtype: Any = None) -> Array:
         """A copy of a host array; floats take the device's dtype unless told otherwise."""
         host = np.asarray(host)
         return host.astype(dtype or (self.float if host.dtype.kind == "f" else host.dtype), order="C")
 
-    def to_numpy(self, array):
+    def to_numpy(self, array: Array) -> np.ndarray:
         return array.copy()
 
-    def upload(self, array, host):
+    def upload(self, array: Array, host: np.ndarray) -> None:
         array[...] = host
 
-    def bind(self, kernel, rows, arguments):
+    def bind(self, kernel: Kernel, rows: int, arguments: tuple) -> Callable[[], object]:
         if len(arguments) + 1 != len(kernel.arguments):
             raise TypeError(f"{kernel.name} takes {len(kernel.arguments)} arguments, got {len(arguments) + 1}")
         return lambda: kernel.reference(rows, *arguments)
 
-    def gemm(self, a, b, c, transpose_a=False, transpose_b=False, accumulate=False):
+    def gemm(self, a: Array, b: Array, c: Array, transpose_a: bool = False, transpose_b: bool = False, accumulate: bool = False) -> None:
         check_product(a, b, c, transpose_a, transpose_b)
         left = a.swapaxes(-1, -2) if transpose_a else a
         right = b.swapaxes(-1, -2) if transpose_b else b

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ..device import kernel
+from ..device import Array, Device, kernel
 from .layer import as_array, device_of, put
 
 FILLS = "nearest", "constant", "reflect", "wrap"        # numbered as in kernels/augment.cu
@@ -31,13 +31,14 @@ def stand_in(i, n, fill):
     return i % n if FILLS[fill] == "wrap" else np.clip(i, 0, n - 1)
 
 
-def check_views(views):
+def check_views(views: Array) -> None:
     views = np.asarray(views)
     if not np.isfinite(views).all() or np.abs(views[:, :6]).max(initial=0) > 1e6:
         raise ValueError("views: an affine map has a number that is not finite, or beyond a million pixels")
 
 
-def augment_images(images, views, size, *, fill="nearest", constant=0.0, mean=None, device="cpu"):
+def augment_images(images: Array, views: Array, size: int, *, fill: str = "nearest", constant: float = 0.0, mean: Array | None = None,
+                   device: str | Device = "cpu") -> Array:
     """images (N, S, S, 3) uint8, views (N, 18) float32 -> (N, size, size, 3) float: each picture warped, its colours mapped.
 
     A view is six floats a .. f, which take output pixel (h, w) from pixel (a h + b w + c, d h + e w + f) of the picture, a

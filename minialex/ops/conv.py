@@ -5,15 +5,16 @@ multiplies by the transposed matrices (the weights', transposed once for all ima
 from its columns.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
-from ..device import kernel
+from ..device import Array, Device, kernel
 from .bias import add_bias, bias_gradient, bias_partials
-from .layer import Layer, as_array, device_of, put, run_alone
+from .layer import Layer, Shape, Site, as_array, device_of, put, run_alone
 from .transpose import launch_transpose
-from .window import Window, frozen, image
+from .window import Extent, Pad, Window, frozen, image
 
 STAGED = 1024      # as in kernels/im2col.cu
 BLOCK = 32         # as in kernels/add.cu
@@ -75,15 +76,15 @@ class Conv(Layer):
     """
 
     filters: int
-    size: int | tuple
-    stride: int | tuple = 1
-    pad: int | tuple = 0
+    size: Extent
+    stride: Extent = 1
+    pad: Pad = 0
     groups: int = 1
     relu: bool = True
     std: float | None = None
     bias: float = 0.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         self.size, self.stride, self.pad = frozen(self.size), frozen(self.stride), frozen(self.pad)
         self.window      # refuses what is none
@@ -93,56 +94,56 @@ class Conv(Layer):
             raise ValueError(f"groups: {self.filters} filters cannot be cut into {self.groups} groups")
 
     @property
-    def window(self):
+    def window(self) -> Window:
         return Window.of(self.size, self.stride, self.pad)
 
-    def output(self, shape):
+    def output(self, shape: Shape) -> Shape:
         height, width, channels = image(self, shape)
         if channels % self.groups:
             raise ValueError(f"groups: {channels} channels cannot be cut into {self.groups} groups")
         return (*self.window.output(height, width), self.filters)
 
-    def parameters(self, shape):
+    def parameters(self, shape: Shape) -> dict[str, Shape]:
         return {"weight": (*self.window.size, shape[2] // self.groups, self.filters), "bias": (self.filters,)}
 
-    def prepared(self, shape):
+    def prepared(self, shape: Shape) -> dict[str, Shape]:
         return {"transposed": (self.filters, self.fan_in(shape))}
 
-    def macs(self, shape):
+    def macs(self, shape: Shape) -> int:
         height, width, filters = self.output(shape)
         return height * width * filters * self.fan_in(shape)
 
-    def fan_in(self, shape):
+    def fan_in(self, shape: Shape) -> int:
         return self.window.size[0] * self.window.size[1] * shape[2] // self.groups
 
-    def pitch(self, shape):
+    def pitch(self, shape: Shape) -> int:
         return -(-self.fan_in(shape) // 8) * 8      # column rows start on a 32-byte sector
 
-    def workspace(self, shape):
+    def workspace(self, shape: Shape) -> int:
         height, width, _ = self.output(shape)
         return self.groups * height * width * self.pitch(shape)
 
-    def partials(self, shape, images):
+    def partials(self, shape: Shape, images: int) -> int:
         height, width, filters = self.output(shape)
         return bias_partials(images * height * width, filters)
 
-    def slices(self, shape, slices):
+    def slices(self, shape: Shape, slices: Callable[[int], int]) -> int:
         """Parts into which the weight gradient's long sum over pixels is cut: its product alone has few tiles."""
         return slices(self.groups * -(-self.fan_in(shape) // 128) * -(-self.filters // self.groups // 128))
 
-    def split(self, shape, slices):
+    def split(self, shape: Shape, slices: Callable[[int], int]) -> int:
         parts = self.slices(shape, slices)
         return parts * self.fan_in(shape) * self.filters if parts > 1 else 0
 
-    def least(self, shape, dx):
+    def least(self, shape: Shape, dx: bool) -> int:
         """Floats of `columns` for the smallest piece of work: a line of the output, or an image where col2im gathers from its columns."""
         return self.workspace(shape) if dx else self.workspace(shape) // self.output(shape)[0]
 
-    def tile(self, shape, tile, rows=MANY):
+    def tile(self, shape: Shape, tile: int | None, rows: int = MANY) -> int | None:
         """Floats of columns that a product should have: those that stay in cache, and `rows` rows; None: no limit."""
         return tile and max(tile, self.workspace(shape) // self.output(shape)[0], rows * self.groups * self.pitch(shape))
 
-    def pieces(self, device, at, reserved=0, rows=MANY):
+    def pieces(self, device: Device, at: Site, reserved: int = 0, rows: int = MANY) -> list[tuple[slice, slice]]:
         """A pass as [(images, lines of their output), ...] whose columns fit into the workspace, and into the cache where there is one."""
         shape = at.x.shape[1:]
         image, height, room = self.workspace(shape), self.output(shape)[0], at.columns.size - reserved
@@ -154,21 +155,21 @@ class Conv(Layer):
         edges = [height * i // count for i in range(count + 1)]
         return [(slice(i, i + 1), slice(*lines)) for i in range(len(at.x)) for lines in zip(edges, edges[1:])]
 
-    def unfold(self, device, at, images, lines):
+    def unfold(self, device: Device, at: Site, images: slice, lines: slice) -> Array:
         """im2col of some lines of some images. -> columns (groups, pixels, pitch), of which the first fan_in of each row are used"""
         shape = at.x.shape[1:]
         self.launch_im2col(device, at.x[images], at.columns, lines)
         pixels = (images.stop - images.start) * (lines.stop - lines.start) * self.output(shape)[1]
         return at.columns[:self.groups * pixels * self.pitch(shape)].reshape(self.groups, pixels, self.pitch(shape))
 
-    def launch_im2col(self, device, x, columns, lines=None):
+    def launch_im2col(self, device: Device, x: Array, columns: Array, lines: slice | None = None) -> None:
         shape, strip = x.shape[1:], self.strip(x.shape[1:])
         height, width, _ = self.output(shape)
         lines = lines or slice(0, height)
         device.launch(im2col, self.groups * len(x) * (lines.stop - lines.start) * -(-width // strip), x, columns,
                       *self.geometry(shape, lines), strip)
 
-    def strip(self, shape):
+    def strip(self, shape: Shape) -> int:
         """Output pixels that an im2col row lays out together: one, unless a pixel's channels do not fill whole sectors."""
         if shape[2] // self.groups % 8 == 0:
             return 1
@@ -176,28 +177,28 @@ class Conv(Layer):
         most = (STAGED // (kernel_height * shape[2]) - kernel_width) // self.window.stride[1] + 1
         return -(-width // -(-width // most)) if most > 1 else 1
 
-    def geometry(self, shape, lines=None):
+    def geometry(self, shape: Shape, lines: slice | None = None) -> tuple[int, ...]:
         """What im2col and col2im take; lines of the output from a later one on are those of an image that starts lower."""
         height, *between, pad_top, pad_left = self.window.arguments(*shape[:2])
         if lines:
             height, pad_top = lines.stop - lines.start, pad_top - lines.start * self.window.stride[0]
         return (*shape, height, *between, pad_top, pad_left, self.groups, self.pitch(shape))
 
-    def grouped(self, matrix):
+    def grouped(self, matrix: Array) -> Array:
         """(..., filters) as (groups, rows, filters/groups), without a copy."""
         return matrix.reshape(-1, self.groups, self.filters // self.groups).transpose(1, 0, 2)
 
-    def forward(self, device, at):
+    def forward(self, device: Device, at: Site) -> None:
         weight, fan_in = self.grouped(at.parameters["weight"]), self.fan_in(at.x.shape[1:])
         for images, lines in self.pieces(device, at):
             y = piece(at.y, images, lines)
             device.gemm(self.unfold(device, at, images, lines)[:, :, :fan_in], weight, self.grouped(y))
             add_bias(device, y, at.parameters["bias"], self.relu)
 
-    def prepare(self, device, at):
+    def prepare(self, device: Device, at: Site) -> None:
         launch_transpose(device, at.parameters["weight"].reshape(-1, self.filters), at.prepared["transposed"])
 
-    def backward(self, device, at):
+    def backward(self, device: Device, at: Site) -> None:
         dweight = self.grouped(at.gradients["weight"])
         shape, fan_in, accumulate = at.x.shape[1:], self.fan_in(at.x.shape[1:]), at.accumulate
         bias_gradient(device, at.y, at.dy, at.gradients["bias"], at.columns, self.relu, at.accumulate)
@@ -219,7 +220,7 @@ class Conv(Layer):
             device.gemm(self.grouped(at.dy[images]), transposed, columns)
             device.launch(col2im, n * shape[0] * shape[1] * self.groups, at.columns, at.dx[images], *self.geometry(shape))
 
-    def add_slices(self, device, at, columns, dy, slices, accumulate):
+    def add_slices(self, device: Device, at: Site, columns: Array, dy: Array, slices: int, accumulate: bool) -> None:
         """The weight gradient of columns (groups, pixels, pitch) and dy (pixels, filters) as a sum over slices of the pixels."""
         weight, fan_in, own = at.gradients["weight"], self.fan_in(at.x.shape[1:]), self.filters // self.groups
         parts = at.columns[at.columns.size - slices * weight.size:]
@@ -229,7 +230,7 @@ class Conv(Layer):
         device.launch(add_parts, -(-weight.size // BLOCK), parts, weight, weight.size, slices, int(accumulate))
 
 
-def steps(n, size):
+def steps(n: int, size: int) -> list[slice]:
     """0 .. n-1 as slices of up to `size`."""
     return [slice(i, min(i + size, n)) for i in range(0, n, size)]
 
@@ -239,7 +240,7 @@ def piece(array, images, lines):
     return array[images.start, lines].reshape(-1, array.shape[3]) if images.stop - images.start == 1 else array[images].reshape(-1, array.shape[3])
 
 
-def conv2d(x, w, b=None, *, stride=1, pad=0, groups=1, device="cpu"):
+def conv2d(x: Array, w: Array, b: Array | None = None, *, stride: Extent = 1, pad: Pad = 0, groups: int = 1, device: str | Device = "cpu") -> Array:
     """x (N, H, W, C), w (KH, KW, C/groups, O), b (O,) -> y (N, OH, OW, O), float32.
 
     stride: int or (h, w); pad: int, (h, w) or ((top, bottom), (left, right)), zeros.
@@ -248,7 +249,8 @@ def conv2d(x, w, b=None, *, stride=1, pad=0, groups=1, device="cpu"):
     return run_alone(layer, device, x, parameters=parameters).y
 
 
-def conv2d_backward(dy, x, w, *, stride=1, pad=0, groups=1, device="cpu"):
+def conv2d_backward(dy: Array, x: Array, w: Array, *, stride: Extent = 1, pad: Pad = 0, groups: int = 1,
+                    device: str | Device = "cpu") -> tuple[Array, Array, Array]:
     """dy (N, OH, OW, O) -> (dx, dw, db): the gradients of conv2d's input, weights and bias."""
     layer, parameters = conv_arguments(x, w, None, stride, pad, groups)
     site = run_alone(layer, device, x, as_array("dy", dy, ("N", "OH", "OW", "O")), parameters)
@@ -268,7 +270,7 @@ def conv_arguments(x, w, b, stride, pad, groups):
     return layer, {"weight": w, "bias": b}
 
 
-def unfold(x, size, *, stride=1, pad=0, groups=1, device="cpu"):
+def unfold(x: Array, size: Extent, *, stride: Extent = 1, pad: Pad = 0, groups: int = 1, device: str | Device = "cpu") -> Array:
     """im2col: x (N, H, W, C) -> columns (groups, N * OH * OW, KH * KW * C/groups)."""
     layer, device = Conv(groups, size, stride, pad, groups), device_of(device)
     n, *shape = as_array("x", x, ("N", "H", "W", "C")).shape
@@ -279,10 +281,10 @@ def unfold(x, size, *, stride=1, pad=0, groups=1, device="cpu"):
     return columns[:, :, :layer.fan_in(shape)]
 
 
-def fold(columns, shape, size, *, stride=1, pad=0, groups=1, device="cpu"):
+def fold(columns: Array, shape: Shape, size: Extent, *, stride: Extent = 1, pad: Pad = 0, groups: int = 1, device: str | Device = "cpu") -> Array:
     """col2im, the transpose of im2col: columns (groups, N * OH * OW, KH * KW * C/groups) -> dx of `shape` (N, H, W, C)."""
     layer, device = Conv(groups, size, stride, pad, groups), device_of(device)
-    n, *shape = shape
+    n, shape = shape[0], tuple(shape[1:])
     expected = groups, n * layer.workspace(shape) // (layer.pitch(shape) * groups), layer.fan_in(shape)
     if as_array("columns", columns, ("groups", "pixels", "taps")).shape != expected:
         raise ValueError(f"columns: expected shape {expected}, got {tuple(columns.shape)}")

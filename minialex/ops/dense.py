@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..device import Array, Device
 from .bias import add_bias, bias_gradient, bias_partials
-from .layer import Layer, as_array, run_alone
+from .layer import Layer, Shape, Site, as_array, run_alone
 from .transpose import launch_transpose
 
 
@@ -26,33 +27,33 @@ class Dense(Layer):
 
     dense = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.features < 1:
             raise ValueError(f"features: expected at least 1, got {self.features}")
 
-    def output(self, shape):
+    def output(self, shape: Shape) -> Shape:
         return (self.features,)
 
-    def parameters(self, shape):
+    def parameters(self, shape: Shape) -> dict[str, Shape]:
         return {"weight": (self.fan_in(shape), self.features), "bias": (self.features,)}
 
-    def fan_in(self, shape):
+    def fan_in(self, shape: Shape) -> int:
         return int(np.prod(shape))
 
-    def macs(self, shape):
+    def macs(self, shape: Shape) -> int:
         return self.fan_in(shape) * self.features
 
-    def partials(self, shape, images):
+    def partials(self, shape: Shape, images: int) -> int:
         return max(bias_partials(images, self.features), images * (self.fan_in(shape) + self.features))
 
-    def forward(self, device, at):
+    def forward(self, device: Device, at: Site) -> None:
         x, weight = at.x.reshape(len(at.x), -1), at.parameters["weight"]
         for own in cuts(device, self.features):
             device.gemm(x, weight[:, own], at.y[:, own])
         add_bias(device, at.y, at.parameters["bias"], self.relu)
 
-    def backward(self, device, at):
+    def backward(self, device: Device, at: Site) -> None:
         x, weight, dweight, n = at.x.reshape(len(at.x), -1), at.parameters["weight"], at.gradients["weight"], len(at.x)
         bias_gradient(device, at.y, at.dy, at.gradients["bias"], at.columns, self.relu, at.accumulate)
         dy_turned, dx_turned = (at.columns[first:first + n * length].reshape(length, n)
@@ -75,13 +76,13 @@ def cuts(device, length):
         yield slice(edges[part], edges[part + 1])
 
 
-def dense(x, w, b=None, *, device="cpu"):
+def dense(x: Array, w: Array, b: Array | None = None, *, device: str | Device = "cpu") -> Array:
     """x (N, I), w (I, O), b (O,) -> y (N, O) = x w + b, float32."""
     layer, parameters = dense_arguments(x, w, b)
     return run_alone(layer, device, x, parameters=parameters).y
 
 
-def dense_backward(dy, x, w, *, device="cpu"):
+def dense_backward(dy: Array, x: Array, w: Array, *, device: str | Device = "cpu") -> tuple[Array, Array, Array]:
     """dy (N, O) -> (dx, dw, db): the gradients of dense's input, weights and bias."""
     layer, parameters = dense_arguments(x, w, None)
     site = run_alone(layer, device, x, as_array("dy", dy, ("N", "O")), parameters)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..device import kernel
+from ..device import Array, Device, kernel
 from ..philox import philox
-from .layer import Layer, as_array, run_alone
+from .layer import Layer, Site, as_array, run_alone
 
 BLOCK = 256        # as in kernels/dropout.cu
 
@@ -32,28 +32,28 @@ class Dropout(Layer):
     in_place = True
     trained_only = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.p < 1:
             raise ValueError(f"p: expected a probability from 0 to below 1, got {self.p}")
 
-    def forward(self, device, at):
+    def forward(self, device: Device, at: Site) -> None:
         self.mask(device, at, at.x)
 
-    def backward(self, device, at):
+    def backward(self, device: Device, at: Site) -> None:
         self.mask(device, at, at.dy)
 
-    def mask(self, device, at, array):
+    def mask(self, device: Device, at: Site, array: Array) -> None:
         each = array.size // max(len(array), 1)
         device.launch(dropout_in_place, -(-array.size // BLOCK), array, array.size, at.first * each, int(self.p * 2**32),
                       1 / (1 - self.p), at.seed, at.number, at.now)
 
 
-def dropout(x, p=0.5, *, seed=0, step=0, layer=0, device="cpu"):
+def dropout(x: Array, p: float = 0.5, *, seed: int = 0, step: int = 0, layer: int = 0, device: str | Device = "cpu") -> Array:
     """x of any shape -> y: elements are zero with probability p, the others are divided by 1 - p."""
     return run_alone(Dropout(p), device, as_array("x", x), seed=seed, number=layer, step=step).y
 
 
-def dropout_backward(dy, x, p=0.5, *, seed=0, step=0, layer=0, device="cpu"):
+def dropout_backward(dy: Array, x: Array, p: float = 0.5, *, seed: int = 0, step: int = 0, layer: int = 0, device: str | Device = "cpu") -> Array:
     """dy -> dx, with the mask that dropout of the same p, seed, step and layer draws."""
     return run_alone(Dropout(p), device, as_array("x", x), as_array("dy", dy), seed=seed, number=layer, step=step).dx

@@ -1,11 +1,13 @@
 """What a layer is, and how one runs alone."""
 
 import numbers
+from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field, fields
+from typing import Any
 
 import numpy as np
 
-from ..device import open_device
+from ..device import Array, Device, open_device
 
 Shape = tuple[int, ...]
 
@@ -14,36 +16,40 @@ Shape = tuple[int, ...]
 class Site:
     """The arrays that one pass of a layer works on: some images, and room for its work."""
 
-    x: object = None                 # input, (N, ...)
-    y: object = None                 # output, (N, ...); x itself if the layer is in_place
-    dy: object = None                # gradient of the output; backward may overwrite it
-    dx: object = None                # gradient of the input, None where nobody needs it
-    parameters: dict = field(default_factory=dict)
-    gradients: dict = field(default_factory=dict)
+    x: Array = None                  # input, (N, ...)
+    y: Array = None                  # output, (N, ...); x itself if the layer is in_place
+    dy: Array = None                 # gradient of the output; backward may overwrite it
+    dx: Array = None                 # gradient of the input, None where nobody needs it
+    parameters: dict[str, Array] = field(default_factory=dict)
+    gradients: dict[str, Array] = field(default_factory=dict)
     accumulate: bool = False         # add to the parameters' gradients
-    kept: dict = field(default_factory=dict)     # what forward leaves for backward
-    prepared: dict = field(default_factory=dict) # what `prepare` leaves for backward
-    columns: object = None           # workspace of at least `workspace(shape)` floats
+    kept: dict[str, Array] = field(default_factory=dict)     # what forward leaves for backward
+    prepared: dict[str, Array] = field(default_factory=dict) # what `prepare` leaves for backward
+    columns: Array = None            # workspace of at least `workspace(shape)` floats
     first: int = 0                   # place of x[0] in the batch
     seed: int = 0
     number: int = 0                  # the layer's number, for its random stream
-    now: object = None               # (2,) float64 on the device: step, learning rate
+    now: Array = None                # (2,) float64 on the device: step, learning rate
 
 
 # What a layer's field of that type takes, in words, and what it becomes: Python's own, which JSON knows.
-FIELDS = {int: (numbers.Integral, "a whole number", int), float: (numbers.Real, "a number", float), bool: (bool, "True or False", bool),
-          float | None: (numbers.Real, "a number or None", float)}
+FIELDS: dict[Any, tuple[Any, str, Callable]] = {
+    int: (numbers.Integral, "a whole number", int), float: (numbers.Real, "a number", float), bool: (bool, "True or False", bool),
+    float | None: (numbers.Real, "a number or None", float)}
 
 
 @dataclass(repr=False)
 class Layer:
-    """A layer of a net: a dataclass, whose fields are all that there is to say of it. Shapes are those of one image: (H, W, C), or (features,)."""
+    """A layer of a net, a dataclass whose fields are all that there is to say of it.
+
+    Shapes are those of one image: (H, W, C), or (features,).
+    """
 
     in_place = False      # forward writes over its input, backward over dy
     dense = False         # works on the whole batch, and is cut by features instead of images
     trained_only = False  # does nothing in evaluation
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         """Refuses, with its name, a field that is not of its type; a layer checks more here, after this."""
         for part in fields(self):
             value = getattr(self, part.name)
@@ -53,54 +59,66 @@ class Layer:
                     raise ValueError(f"{part.name}: expected {words}, got {value!r}")
                 setattr(self, part.name, own(value))
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         """As it is written, without what is the default."""
         shown = [f"{part.name}={value!r}" if part.default is not MISSING else repr(value)
                  for part in fields(self) if (value := getattr(self, part.name)) != part.default]
         return f"{type(self).__name__}({', '.join(shown)})"
 
-    def output(self, shape):
+    def output(self, shape: Shape) -> Shape:
         """The output's shape for an input of `shape`; a ValueError says what does not fit."""
         return shape
 
-    def parameters(self, shape):
+    def parameters(self, shape: Shape) -> dict[str, Shape]:
         """{name: shape} of what is learnt."""
         return {}
 
-    def kept(self, shape):
+    def kept(self, shape: Shape) -> dict[str, tuple[Shape, Any]]:
         """{name: (shape per image, dtype)} of what forward leaves for backward besides y."""
         return {}
 
-    def prepared(self, shape):
+    def prepared(self, shape: Shape) -> dict[str, Shape]:
         """{name: shape} of what `prepare(device, site)` makes of the parameters before a backward pass, once for all its images."""
         return {}
 
-    def workspace(self, shape):
+    def workspace(self, shape: Shape) -> int:
         """Floats of `columns` for one image."""
         return 0
 
-    def least(self, shape, dx):
+    def least(self, shape: Shape, dx: bool) -> int:
         """Floats of `columns` without which the layer cannot work; dx: whether the input's gradient is wanted."""
         return 0
 
-    def tile(self, shape, tile):
+    def tile(self, shape: Shape, tile: int | None) -> int | None:
         """Floats of `columns` that are best where `tile` floats stay in cache; None: as many as there is room for."""
         return tile
 
-    def partials(self, shape, images):
+    def partials(self, shape: Shape, images: int) -> int:
         """Floats of `columns` that backward needs at least for `images` images."""
         return 0
 
-    def split(self, shape, slices):
+    def split(self, shape: Shape, slices: Callable[[int], int]) -> int:
         """Floats of `columns`, besides those of its images, for the parts of a sliced sum; slices as Device.slices."""
         return 0
 
-    def macs(self, shape):
+    def macs(self, shape: Shape) -> int:
         """Multiply-accumulates of a forward pass of one image."""
         return 0
 
+    def forward(self, device: Device, at: Site) -> None:
+        """Launches y from x."""
+        raise NotImplementedError
 
-def as_array(name, value, dims=None, dtype="float32"):
+    def prepare(self, device: Device, at: Site) -> None:
+        """Launches what is `prepared`."""
+        raise NotImplementedError
+
+    def backward(self, device: Device, at: Site) -> None:
+        """Launches dx, unless it is None, and the gradients of the parameters from dy, x and y."""
+        raise NotImplementedError
+
+
+def as_array(name: str, value: Array, dims: tuple[str, ...] | None = None, dtype: str = "float32") -> Array:
     """The argument of a function on arrays, checked; a message names it."""
     if not hasattr(value, "dtype") or not hasattr(value, "shape"):
         raise TypeError(f"{name}: expected an array, got {type(value).__name__}")
@@ -113,10 +131,10 @@ def as_array(name, value, dims=None, dtype="float32"):
     return value
 
 
-_devices = {}
+_devices: dict[str, Device] = {}
 
 
-def device_of(device):
+def device_of(device: str | Device) -> Device:
     """The Device for a `device=` argument: a name ("cpu", "cuda", "numpy"), or one that is open already."""
     if not isinstance(device, str):
         return device
@@ -129,7 +147,8 @@ def device_of(device):
     return _devices[device]
 
 
-def run_alone(layer, device, x, dy=None, parameters=None, step=0, **more):
+def run_alone(layer: Layer, device: str | Device, x: Array, dy: Array = None, parameters: dict[str, Array] | None = None, step: int = 0,
+              **more: Any) -> Site:
     """Forward, and with dy also backward, of one layer on arrays. -> Site with y (and dx, gradients)."""
     device = device_of(device)
     shape, n = tuple(x.shape[1:]), x.shape[0]
@@ -159,7 +178,7 @@ def run_alone(layer, device, x, dy=None, parameters=None, step=0, **more):
     return site
 
 
-def put(device, array):
+def put(device: Device, array: Array) -> Array:
     """A copy on the device (CuPy arrays stay where they are on a GPU)."""
     if isinstance(array, device.array_type) and array.dtype.kind != "f":
         return array.copy()

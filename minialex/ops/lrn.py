@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..device import kernel
-from .layer import Layer, as_array, run_alone
+from ..device import Array, Device, kernel
+from .layer import Layer, Shape, Site, as_array, run_alone
 
 LARGEST = 63       # as in kernels/lrn.cu
 
@@ -45,7 +45,7 @@ class LRN(Layer):
     k: float = 2.0
     alpha_mode: str = "sum"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.size % 2 == 0 or not 1 <= self.size <= LARGEST:
             raise ValueError(f"size: expected an odd number up to {LARGEST}, got {self.size}"
@@ -55,22 +55,24 @@ class LRN(Layer):
         if self.alpha < 0 or self.k < 0 or self.k == self.alpha == 0:
             raise ValueError(f"alpha, k: expected alpha >= 0 and k >= 0, not both 0, got {self.alpha} and {self.k}")
 
-    def constants(self, shape):
+    def constants(self, shape: Shape) -> tuple[int, int, float, float, float]:
         alpha = self.alpha / self.size if self.alpha_mode == "mean" else self.alpha
         return shape[-1], self.size, alpha, self.beta, self.k
 
-    def forward(self, device, at):
+    def forward(self, device: Device, at: Site) -> None:
         device.launch(lrn, at.x.size // at.x.shape[-1], at.x, at.y, *self.constants(at.x.shape))
 
-    def backward(self, device, at):
+    def backward(self, device: Device, at: Site) -> None:
         device.launch(lrn_backward, at.x.size // at.x.shape[-1], at.x, at.dy, at.dx, *self.constants(at.x.shape))
 
 
-def local_response_norm(x, size=5, *, alpha=1e-4, beta=0.75, k=2.0, alpha_mode="sum", device="cpu"):
+def local_response_norm(x: Array, size: int = 5, *, alpha: float = 1e-4, beta: float = 0.75, k: float = 2.0, alpha_mode: str = "sum",
+                        device: str | Device = "cpu") -> Array:
     """x (..., C) -> y of the same shape."""
     return run_alone(LRN(size, alpha, beta, k, alpha_mode), device, as_array("x", x)).y
 
 
-def local_response_norm_backward(dy, x, size=5, *, alpha=1e-4, beta=0.75, k=2.0, alpha_mode="sum", device="cpu"):
+def local_response_norm_backward(dy: Array, x: Array, size: int = 5, *, alpha: float = 1e-4, beta: float = 0.75, k: float = 2.0, alpha_mode: str = "sum",
+                                 device: str | Device = "cpu") -> Array:
     """dy, x (..., C) -> dx."""
     return run_alone(LRN(size, alpha, beta, k, alpha_mode), device, as_array("x", x), as_array("dy", dy)).dx

@@ -4,13 +4,14 @@ The first NaN wins over everything, else the first maximum. The winner's place i
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from ..device import kernel
+from ..device import Array, Device, kernel
 from .conv import taps
-from .layer import Layer, as_array, run_alone
-from .window import Window, frozen, image
+from .layer import Layer, Shape, Site, as_array, run_alone
+from .window import Extent, Pad, Window, frozen, image
 
 
 @kernel("pool.cu")
@@ -43,12 +44,12 @@ class MaxPool(Layer):
     size, stride (default: size): int or (height, width); pad as in Conv, never chosen; ceil rounds the output's size up.
     """
 
-    size: int | tuple
-    stride: int | tuple | None = None
-    pad: int | tuple = 0
+    size: Extent
+    stride: Extent | None = None
+    pad: Pad = 0
     ceil: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         self.size, self.stride, self.pad = frozen(self.size), frozen(self.stride), frozen(self.pad)
         if self.window.size[0] * self.window.size[1] > 255:
@@ -58,31 +59,32 @@ class MaxPool(Layer):
                 raise ValueError(f"pad: {sides} must be less than the window's {size} on each side, or a window could be all padding")
 
     @property
-    def window(self):
+    def window(self) -> Window:
         return Window.of(self.size, self.size if self.stride is None else self.stride, self.pad, self.ceil)
 
-    def output(self, shape):
+    def output(self, shape: Shape) -> Shape:
         height, width, channels = image(self, shape)
         return (*self.window.output(height, width), channels)
 
-    def kept(self, shape):
+    def kept(self, shape: Shape) -> dict[str, tuple[Shape, Any]]:
         return {"winner": (self.output(shape), np.uint8)}
 
-    def forward(self, device, at):
+    def forward(self, device: Device, at: Site) -> None:
         shape = at.x.shape[1:]
         device.launch(max_pool, at.y.size // shape[2], at.x, at.y, at.kept["winner"], *shape, *self.window.arguments(*shape[:2]))
 
-    def backward(self, device, at):
+    def backward(self, device: Device, at: Site) -> None:
         shape = at.x.shape[1:]
         device.launch(max_pool_backward, at.x.size // shape[2], at.dy, at.kept["winner"], at.dx, *shape, *self.window.arguments(*shape[:2]))
 
 
-def max_pool2d(x, size, *, stride=None, pad=0, ceil=False, device="cpu"):
+def max_pool2d(x: Array, size: Extent, *, stride: Extent | None = None, pad: Pad = 0, ceil: bool = False, device: str | Device = "cpu") -> Array:
     """x (N, H, W, C) -> y (N, OH, OW, C). size, stride (default: size): int or (h, w); pad as in conv2d, never chosen."""
     return run_alone(MaxPool(size, stride, pad, ceil), device, as_array("x", x, ("N", "H", "W", "C"))).y
 
 
-def max_pool2d_backward(dy, x, size, *, stride=None, pad=0, ceil=False, device="cpu"):
+def max_pool2d_backward(dy: Array, x: Array, size: Extent, *, stride: Extent | None = None, pad: Pad = 0, ceil: bool = False,
+                        device: str | Device = "cpu") -> Array:
     """dy (N, OH, OW, C) -> dx (N, H, W, C)."""
     as_array("x", x, ("N", "H", "W", "C"))
     as_array("dy", dy, ("N", "OH", "OW", "C"))

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from ..device import kernel
-from .layer import Layer, as_array, run_alone
+from ..device import Array, Device, kernel
+from .layer import Layer, Site, as_array, run_alone
 
 BLOCK = 1024       # as in kernels/relu.cu
 
@@ -26,18 +26,18 @@ class ReLU(Layer):
 
     in_place = True
 
-    def forward(self, device, at):
+    def forward(self, device: Device, at: Site) -> None:
         device.launch(relu_in_place, -(-at.x.size // BLOCK), at.x, at.x.size)
 
-    def backward(self, device, at):
+    def backward(self, device: Device, at: Site) -> None:
         device.launch(relu_backward_in_place, -(-at.y.size // BLOCK), at.y, at.dy, at.y.size)
 
 
-def relu(x, *, device="cpu"):
+def relu(x: Array, *, device: str | Device = "cpu") -> Array:
     """x of any shape -> max(x, 0)."""
     return run_alone(ReLU(), device, as_array("x", x)).y
 
 
-def relu_backward(dy, x, *, device="cpu"):
+def relu_backward(dy: Array, x: Array, *, device: str | Device = "cpu") -> Array:
     """dy, x of one shape -> dx."""
     return run_alone(ReLU(), device, as_array("x", x), as_array("dy", dy)).dx

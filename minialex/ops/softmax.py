@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ..device import kernel
+from ..device import Array, Device, kernel
 from .layer import as_array, device_of, put
 
 
@@ -41,7 +41,7 @@ def tally(rows, loss, rank, totals, n, batch):
     totals[:, :n] += loss[:n], rank[:n] < 1, rank[:n] < 5
 
 
-def check_labels(label, classes):
+def check_labels(label: Array, classes: int) -> None:
     """Class indices are checked on the host, before a kernel would read outside its row."""
     label = np.asarray(label)
     if label.size and not 0 <= label.min() <= label.max() < classes:
@@ -49,7 +49,7 @@ def check_labels(label, classes):
         raise ValueError(f"label: {wrong} is not a class index from 0 to {classes - 1}")
 
 
-def softmax_cross_entropy(x, label, *, smoothing=0.0, device="cpu"):
+def softmax_cross_entropy(x: Array, label: Array, *, smoothing: float = 0.0, device: str | Device = "cpu") -> tuple[Array, Array]:
     """Logits x (N, classes), label (N,) int -> (loss (N,), dx (N, classes)): each row's loss and its gradient.
 
     smoothing, 0 up to below 1: the part of the target that all classes share alike.
@@ -68,7 +68,7 @@ def softmax_cross_entropy(x, label, *, smoothing=0.0, device="cpu"):
     return loss, dx
 
 
-def softmax(x, *, device="cpu"):
+def softmax(x: Array, *, device: str | Device = "cpu") -> Array:
     """x (N, classes) -> probabilities."""
     device = device_of(device)
     x = put(device, as_array("x", x, ("N", "classes")))

@@ -1,6 +1,6 @@
 """The transpose of a matrix: y[j, i] = x[i, j]; dx[i, j] = dy[j, i]."""
 
-from ..device import kernel
+from ..device import Array, Device, kernel
 from .layer import as_array, device_of, put
 
 TILE = 32          # as in kernels/transpose.cu
@@ -12,12 +12,12 @@ def transpose_tiles(rows, x, y, height, width):
     y.reshape(width, height)[...] = x.reshape(height, width).T
 
 
-def launch_transpose(device, x, y):
+def launch_transpose(device: Device, x: Array, y: Array) -> None:
     """x (M, N) -> y, of N M elements."""
     device.launch(transpose_tiles, -(-x.shape[0] // TILE) * -(-x.shape[1] // TILE), x, y, *x.shape)
 
 
-def transpose(x, *, device="cpu"):
+def transpose(x: Array, *, device: str | Device = "cpu") -> Array:
     """x (M, N) -> y (N, M)."""
     device = device_of(device)
     x = put(device, as_array("x", x, ("M", "N")))
@@ -28,7 +28,7 @@ def transpose(x, *, device="cpu"):
     return y
 
 
-def transpose_backward(dy, x, *, device="cpu"):
+def transpose_backward(dy: Array, x: Array, *, device: str | Device = "cpu") -> Array:
     """dy (N, M), x (M, N) -> dx (M, N)."""
     if as_array("dy", dy, ("N", "M")).shape != as_array("x", x, ("M", "N")).shape[::-1]:
         raise ValueError(f"dy: expected shape {tuple(x.shape[::-1])}, got {tuple(dy.shape)}")
