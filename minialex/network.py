@@ -29,7 +29,9 @@ class Layout:
         self.net, self.batch, self.training, floats = net, batch, training, device.float
         side = self.input.side
         names = list(net.layers)
-        first = next((i for i, n in enumerate(names) if net.layers[n].dense or net.layers[n].trained_only), len(names))
+        first = next((i for i, n in enumerate(names) if net.layers[n].dense), len(names))
+        while first and net.layers[names[first - 1]].trained_only:      # dropout before a dense layer is one launch for the whole batch
+            first -= 1
         self.stack, self.tail = names[:first], names[first:]
         self.shares = max(1, min(device.threads, batch // 4))
         self.chunk = min(device.chunk or batch, -(-batch // self.shares))
@@ -220,14 +222,14 @@ class Network:
         edges = [n * share // shares for share in range(shares + 1)]
         chunks = [[(i, min(i + layout.chunk, to)) for i in range(of, to, layout.chunk)] for of, to in zip(edges, edges[1:])]
 
+        stack, tail = ([name for name in names if backward or not self.net.layers[name].trained_only] for names in (layout.stack, layout.tail))
         for share in device.parallel(shares):
             for first, last in chunks[share]:
                 device.place = "input forward"
                 self.view(share, first, last)
-                for name in layout.stack:
+                for name in stack:
                     device.place = f"{name} forward"
                     self.net.layers[name].forward(device, self.site(name, mode, share, first, last))
-        tail = [name for name in layout.tail if backward or not self.net.layers[name].trained_only]
         for name in tail:
             device.place = f"{name} forward"
             self.net.layers[name].forward(device, self.site(name, mode, 0, 0, n))

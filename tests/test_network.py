@@ -391,8 +391,8 @@ def test_nets_of_other_shapes_agree_with_the_reference(device, name):
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("name", [name for name, layers in OTHERS.items() if not any(layer.dense for layer in layers.values())])
-def test_a_net_without_dense_layers_on_any_number_of_cores(name, threads):
+@pytest.mark.parametrize("name", OTHERS)
+def test_nets_of_other_shapes_on_any_number_of_cores(name, threads):
     net, device = Net(OTHERS[name], 14, "other"), CPU(threads)
     for batch in (1, 3, 8, 17):
         images = drawn(net, batch)
@@ -408,6 +408,13 @@ def test_a_net_without_dense_layers_on_any_number_of_cores(name, threads):
             own.evaluate(*images)
         np.testing.assert_array_equal(lean.results(batch)[0], pair[0].results(batch)[0])
         compare("probabilities", f"{batch}", lean.probabilities(batch), pair[1].probabilities(batch), tolerance=1e-4)
+
+
+def test_only_dropout_before_a_dense_layer_takes_the_whole_batch(cpu):
+    """Convolutions behind a dropout are still cut into shares."""
+    tails = {name: Layout(Net(layers, 14, "other"), cpu, 8).tail for name, layers in OTHERS.items()}
+    assert tails["convolutions and dropout"] == tails["dropout first"] == tails["pool last"] == [] and tails["dropout between convolutions"] == ["fc"]
+    assert Layout(build("half", 10, 64), cpu, 8).tail == ["drop6", "fc6", "drop7", "fc7", "fc8"] and Layout(build("paper", 10, 67), cpu, 8).tail[0] == "fc6"
 
 
 # ---------------------------------------------------------------- what a network shows
