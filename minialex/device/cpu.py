@@ -20,8 +20,8 @@ import numpy as np
 
 from ..errors import UserError
 from ..files import user_cache
-from .base import Device, check_product, cores
-from .kernel import declarations, source_text, sources
+from .base import Array, Device, check_product, cores
+from .kernel import Kernel, declarations, source_text, sources
 
 # NaN must be seen, so -ffinite-math-only and -ffast-math stay out; the rest is what vectorises sums and square roots.
 FLAGS = ["-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fassociative-math",
