@@ -19,7 +19,8 @@ from pathlib import Path
 
 from input_pipeline import write_pictures
 
-from minialex.errors import UserError, run_command
+from minialex.command import run_command
+from minialex.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = "minialex", "minialex.network", "minialex.train"

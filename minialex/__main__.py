@@ -25,9 +25,12 @@ def main(arguments=None):
                                      formatter_class=argparse.RawDescriptionHelpFormatter,
                                      epilog="commands:\n" + "\n".join(f"  {name:{width}}  {what}" for name, what in COMMANDS.items()))
     parser.add_argument("--version", action="version", version=f"minialex {__version__}")
-    parser.add_argument("command", metavar="COMMAND", choices=list(COMMANDS), help="one of those below")
+    parser.add_argument("command", nargs="?", metavar="COMMAND", choices=list(COMMANDS), help="one of those below")
     parser.add_argument("rest", nargs=argparse.REMAINDER, metavar="...", help="its own arguments")
     args = parser.parse_args(arguments)
+    if args.command is None:
+        parser.print_help()
+        return 2
     module = "minialex.data.__main__" if args.command == "data" else f"minialex.{args.command}"
     return importlib.import_module(module).main(args.rest)
 

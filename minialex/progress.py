@@ -21,4 +21,4 @@ def on_terminal(**about: Any) -> Any:
 def anywhere(**about: Any) -> Any:
     """A bar in a notebook, on a terminal or in a log: that of `minialex.fit`."""
     from tqdm.auto import tqdm
-    return tqdm(**{"leave": False, **about})
+    return tqdm(**{"leave": False, "mininterval": 0.5, **about})

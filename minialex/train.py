@@ -8,7 +8,7 @@ from .nets import NETS
 from .progress import on_terminal
 from .run.recipes import RECIPES
 from .run.session import Session
-from .run.settings import DEFAULTS, SHAPES_DEFAULTS, settle
+from .run.settings import CHOICES, DEFAULTS, SHAPES_DEFAULTS, settle
 
 
 def parse(arguments):
@@ -20,7 +20,7 @@ def parse(arguments):
     data.add_argument("--val", metavar="DIR", help="validation folder")
     data.add_argument("--size", type=int, help=f"input size in pixels (default: the net's published one, {SHAPES_DEFAULTS['size']} for half on the built-in set)")
     data.add_argument("--side", type=int, help="pixels of the decoded pictures (default: 8/7 of the input size)")
-    data.add_argument("--fit", choices=["crop", "squash"], help="decode each picture's centre square (default), or all of it out of shape")
+    data.add_argument("--fit", choices=CHOICES["fit"], help="decode each picture's centre square (default), or all of it out of shape")
     data.add_argument("--augment", metavar="KEY=VALUE,...", help="what training draws anew for each picture: crop (random, resized, centre), area, "
                       "ratio, flip (h, v, hv, none), rotation, shift, shear, zoom, fill (nearest, constant, reflect, wrap), constant, brightness, "
                       "contrast, saturation, pca (none, eigenvalue, std), pca_strength; and mean (R:G:B, colour, image, none), scale of all input")
@@ -28,14 +28,14 @@ def parse(arguments):
     net = parser.add_argument_group("network and optimizer")
     net.add_argument("--recipe", choices=list(RECIPES), help="options of a known training run; those given beside it replace its own")
     net.add_argument("--net", choices=list(NETS), help="default half")
-    net.add_argument("--init", choices=["he", "published", "2012-code"], help="first weights: he (default) trains from scratch on small data")
+    net.add_argument("--init", choices=CHOICES["init"], help="first weights: he (default) trains from scratch on small data")
     net.add_argument("--epochs", type=int, help=f"default {DEFAULTS['epochs']}, {SHAPES_DEFAULTS['epochs']} on the built-in set")
     net.add_argument("--batch", type=int, help=f"images per step (default {DEFAULTS['batch']}, {SHAPES_DEFAULTS['batch']} on the built-in set)")
     net.add_argument("--lr", type=float, help=f"learning rate (default {DEFAULTS['lr']})")
     net.add_argument("--momentum", type=float, help="default 0.9")
     net.add_argument("--weight-decay", type=float, help="default 5e-4, none on biases")
-    net.add_argument("--optimizer", choices=["sgd", "adam"], help="SGD with momentum (default), or Adam in Keras' form")
-    net.add_argument("--form", choices=["2012", "torch"], help="which form of SGD with momentum (default 2012)")
+    net.add_argument("--optimizer", choices=CHOICES["optimizer"], help="SGD with momentum (default), or Adam in Keras' form")
+    net.add_argument("--form", choices=CHOICES["form"], help="which form of SGD with momentum (default 2012)")
     net.add_argument("--bias-lr", type=float, help="of biases, times the learning rate (default 1)")
     net.add_argument("--bias-decay", type=float, help="of biases, times the weight decay (default 0)")
     net.add_argument("--label-smoothing", type=float, help="part of the target that all classes share (default 0)")

@@ -5,7 +5,9 @@ Maps are made here in float64; kernels/augment.cu takes them as 18 floats a pict
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 
@@ -37,7 +39,7 @@ class Input:
     side: int
     size: int
     fit: str = "crop"               # crop: the centre square of each picture; squash: all of it, by nearest neighbour
-    mean: object = (124.0, 117.0, 104.0)    # per colour R:G:B; or colour, image, to be measured on the training set; or none
+    mean: Any = (124.0, 117.0, 104.0)    # per colour R:G:B; or colour, image, to be measured on the training set; or none
     scale: tuple = (1 / 58,) * 3    # one number or R:G:B, also 1/255
     crop: str = "random"            # random: a size x size piece; resized: a piece of random area and shape (Szegedy 2014); centre
     area: tuple = (0.08, 1.0)       # of a resized crop, LOW:HIGH of the picture's
@@ -54,7 +56,7 @@ class Input:
     saturation: float = 0.0
     pca: str = "none"               # colour noise along the training set's principal components (Krizhevsky 2012, 4.1): by
     pca_strength: float = 0.1       # eigenvalue as the paper writes (of pixels from 0 to 1), or by std as its program did
-    colours: object = None          # {"mean", "eigenvalues", "eigenvectors"} of the training set's pixels, where they were measured
+    colours: Any = None          # {"mean", "eigenvalues", "eigenvectors"} of the training set's pixels, where they were measured
 
     def __post_init__(self):
         if self.side < self.size:
@@ -63,11 +65,12 @@ class Input:
             raise UserError("--augment mean=image goes with none of brightness, contrast and saturation: use mean=colour")
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: dict) -> "Input":
         """The Input that a run's config.json describes."""
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in config["input"].items()})
+        values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in config["input"].items()}
+        return cls(**values)
 
-    def with_text(self, text):
+    def with_text(self, text: str) -> "Input":
         """A copy with the keys of KEY=VALUE,... changed; a key or value that makes no sense is a UserError."""
         changes, known = {}, [field.name for field in fields(self) if field.name not in ("side", "size", "fit", "colours")]
         for part in filter(None, text.split(",")):
@@ -80,45 +83,45 @@ class Input:
                 raise UserError(f"--augment {part}: {EXPECTED.get(key, 'expected a number of 0 or more')}") from None
         return replace(self, **changes)
 
-    def with_colours(self, colours):
+    def with_colours(self, colours: dict) -> "Input":
         """A copy for a training set whose pixels have been measured (`measure`)."""
         mean = tuple(colours["mean"]) if self.mean == "colour" else self.mean
         return replace(self, mean=mean, colours={name: np.asarray(value).tolist() for name, value in colours.items()})
 
     @property
-    def to_measure(self):
+    def to_measure(self) -> bool:
         """Whether the training set's colours are needed."""
         return self.mean in ("colour", "image") or self.pca != "none" or self.contrast > 0
 
-    def prepare(self, items):
+    def prepare(self, items: Sequence[Any]) -> np.ndarray:
         """Pictures as networks with this input take them: uint8 (n, side, side, 3) from paths, PIL images or uint8 arrays."""
         return np.stack([picture(item, self.side, self.fit) for item in items]) if len(items) else np.zeros((0, self.side, self.side, 3), np.uint8)
 
-    def cropped(self, crops):
+    def cropped(self, crops: Any) -> np.ndarray:
         """Views of plain crops: crops (n, 3) of (top, left, flip)."""
         crops = np.asarray(crops, np.float64)
         return self.views(placed(crops[:, 0], crops[:, 1]) @ flipped(self.size, crops[:, 2] > 0, np.zeros(len(crops), bool)))
 
-    def centre(self, n):
+    def centre(self, n: int) -> np.ndarray:
         """Views of the centre crop, unflipped, of n pictures."""
         return self.cropped([[self.margin // 2, self.margin // 2, 0]] * n if n else np.zeros((0, 3)))
 
-    def ten(self, n):
+    def ten(self, n: int) -> list[np.ndarray]:
         """Ten arrays of views of n pictures: four corners and the centre, each plain and mirrored (Krizhevsky 2012, section 4.1)."""
         edge, middle = self.margin, self.margin // 2
         return [self.cropped(np.tile([top, left, flip], (n, 1))) for flip in (0, 1)
                 for top, left in ((0, 0), (0, edge), (edge, 0), (edge, edge), (middle, middle))]
 
     @property
-    def mean_colour(self):
+    def mean_colour(self) -> np.ndarray:
         """What views subtract; the kernel subtracts a mean image by itself."""
         return np.zeros(3) if isinstance(self.mean, str) else np.asarray(self.mean)
 
     @property
-    def margin(self):
+    def margin(self) -> int:
         return self.side - self.size
 
-    def draw(self, seed, epoch, index):
+    def draw(self, seed: int, epoch: int, index: np.ndarray) -> np.ndarray:
         """The views that training takes of the pictures at these places of the listing in this epoch: float32 (n, 18)."""
         n = len(index)
         where, zooms = draw(seed, epoch, index, CROP), draw(seed, epoch, index, ZOOM)
@@ -133,20 +136,20 @@ class Input:
         warp = place @ self.affine(draw(seed, epoch, index, WARP), zooms) @ mirror
         return self.views(warp, *self.jitter(draw(seed, epoch, index, COLOUR), draw(seed, epoch, index, PCA)))
 
-    def resized(self, where, words):
+    def resized(self, where: np.ndarray, words: np.ndarray) -> np.ndarray:
         """Maps from the output to pieces of random area and shape, cut where they would not fit."""
         area = self.side**2 * between(words[:, 2], *self.area)
         ratio = np.exp(between(words[:, 3], *np.log(self.ratio)))
         height, width = (np.clip(np.rint(np.sqrt(s)), 1, self.side).astype(np.int64) for s in (area / ratio, area * ratio))
         return placed(below(where[:, 0], self.side - height + 1), below(where[:, 1], self.side - width + 1), height / self.size, width / self.size)
 
-    def affine(self, words, zooms):
+    def affine(self, words: np.ndarray, zooms: np.ndarray) -> np.ndarray:
         """Rotation, shift, shear and zoom about the centre of the output, composed in Keras' order; identity where none is asked for."""
         return keras_affine(self.size, between(words[:, 0], -self.rotation, self.rotation),
                             self.size * between(words[:, 1], -self.shift[1], self.shift[1]), self.size * between(words[:, 2], -self.shift[0], self.shift[0]),
                             between(words[:, 3], -self.shear, self.shear), between(zooms[:, 0], *self.zoom), between(zooms[:, 1], *self.zoom))
 
-    def jitter(self, words, more):
+    def jitter(self, words: np.ndarray, more: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Colour maps of each picture: matrices (n, 3, 3) and offsets (n, 3), on pixels of 0 to 255."""
         bright, contrast, saturation = (between(words[:, i], 1 - b, 1 + b) for i, b in enumerate((self.brightness, self.contrast, self.saturation)))
         matrix = saturation[:, None, None] * np.eye(3) + (1 - saturation)[:, None, None] * LUMINANCE
@@ -162,7 +165,7 @@ class Input:
                 matrix, offset = matrix * shrink, offset * shrink + self.mean_colour * (1 - shrink)
         return matrix, offset
 
-    def views(self, warp, matrix=np.eye(3), offset=np.zeros(3)):
+    def views(self, warp: np.ndarray, matrix: np.ndarray = np.eye(3), offset: np.ndarray = np.zeros(3)) -> np.ndarray:
         """float32 (n, 18) from maps (n, 3, 3) of (row, column, 1) and colour maps on pixels, followed by (pixel - mean) * scale."""
         n, scale = len(warp), np.broadcast_to(self.scale, 3)
         colour = np.broadcast_to(matrix * scale[:, None], (n, 3, 3)).reshape(n, 9)

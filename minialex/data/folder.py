@@ -6,11 +6,12 @@ A set is two splits, which find_splits() knows by their names (SPLITS); open_spl
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from ..errors import UserError, shown
-from ..progress import silent
+from ..progress import Bar, silent
 from .image import picture
 from .listing import (EXTENSIONS, Paths, entries, images_in, is_image, is_number, named, named_as_image, names_of_numbers, read_list,
                       read_paths, read_truth, same_classes)
@@ -66,7 +67,8 @@ def find_splits(data=None, train=None, val=None, bar=silent):
     return training, open_split(val, training.classes, bar)
 
 
-def open_data(data=None, train=None, val=None, bar=silent):
+def open_data(data: str | os.PathLike | None = None, train: str | os.PathLike | None = None, val: str | os.PathLike | None = None,
+              bar: Bar = silent) -> tuple[Any, Any]:
     """(train, val) as data sources: find_splits() of what is given, or the built-in set, which is drawn when it is first asked for."""
     if data is None and train is None and val is None:
         data = default_set(bar)

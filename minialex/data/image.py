@@ -51,7 +51,7 @@ class UnreadableImage(UserError):
         return f"{shown(self.path)}: {self.reason}"
 
 
-def picture(item, size, fit="crop"):
+def picture(item: str | os.PathLike | Image.Image | np.ndarray, size: int, fit: str = "crop") -> np.ndarray:
     """A picture as a net's input takes it before augmentation: uint8 (size, size, 3).
 
     item: a path, a PIL image, or a uint8 array (height, width), (height, width, 3) or (height, width, 4). fit: "crop" for the

@@ -9,7 +9,9 @@ import threading
 import time
 import warnings
 from collections import deque
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -41,7 +43,8 @@ class Loader:
     out what does not fill a batch. `wait_seconds` is the time that was spent waiting for data.
     """
 
-    def __init__(self, folder, size, batch, *, fit="crop", seed=0, shuffle=True, drop_last=False, workers=2, cache_mb=1024, warn=None):
+    def __init__(self, folder: Any, size: int, batch: int, *, fit: str = "crop", seed: int = 0, shuffle: bool = True, drop_last: bool = False,
+                 workers: int = 2, cache_mb: float = 1024, warn: Callable[[str], Any] | None = None) -> None:
         for name, value in ("size", size), ("batch", batch), ("workers", workers):
             if value < 1:
                 raise UserError(f"{name} must be at least 1, not {value}")
@@ -50,13 +53,13 @@ class Loader:
         self.folder, self.size, self.batch, self.fit = folder, size, batch, fit
         self.seed, self.shuffle, self.drop_last, self.workers = seed, shuffle, drop_last, workers
         self.warn = warn or warnings.warn
-        self.unreadable = {}  # path -> reason
+        self.unreadable: dict[Any, str] = {}  # path -> reason
         self.wait_seconds = 0.0
         self._packed = isinstance(folder, Packed)
         if self._packed:
             folder.require(size, fit)
         count = len(folder)
-        self._refused = {}  # place in the listing -> UnreadableImage
+        self._refused: dict[int, UnreadableImage] = {}  # place in the listing -> UnreadableImage
         # All or nothing: under reshuffling, half a cache would save at most half of the decoding.
         fits = not self._packed and count * size * size * 3 <= cache_mb * 2**20
         self._cache = np.empty((count, size, size, 3), np.uint8) if fits else None
@@ -66,7 +69,7 @@ class Loader:
     def __len__(self):
         return len(self.folder) // self.batch if self.drop_last else -(-len(self.folder) // self.batch)
 
-    def order(self, epoch):
+    def order(self, epoch: int) -> np.ndarray:
         """The places in the listing in the order in which this epoch visits them, int64."""
         places = np.arange(len(self.folder))
         if not self.shuffle:
@@ -75,7 +78,7 @@ class Loader:
         words = draw(self.seed, epoch, places, ORDER).astype(np.uint64)
         return np.argsort(words[:, 0] << np.uint64(32) | words[:, 1], kind="stable")
 
-    def epoch(self, epoch, start=0):
+    def epoch(self, epoch: int, start: int = 0) -> Generator[Batch, None, None]:
         """Iterates over the batches of an epoch, from batch number `start` on."""
         if not 0 <= start <= len(self):
             raise UserError(f"an epoch of {len(self)} batches cannot be entered at batch {start}")

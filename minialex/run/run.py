@@ -61,7 +61,7 @@ class Run:
 
     def __repr__(self) -> str:
         history = self.history
-        reached = f", {len(history)} epochs, best validation top-1 {history.best['val_top1']:.1%}" if history else ", no epoch yet"
+        reached = f", {len(history)} epoch{'s' * (len(history) > 1)}, best validation top-1 {history.best['val_top1']:.1%}" if history else ", no epoch yet"
         return f"Run {self.folder}: {self.net.name}, {len(self.classes)} classes{reached}"
 
     @property
@@ -167,7 +167,7 @@ class Run:
     def data(self, data: PathLike | None = None) -> tuple[Any, Any]:
         """(train, val), the run's data sources; data: where they are, if they have moved."""
         options = self.config["options"]
-        train, val = open_data(data) if data is not None else open_data(*(options[name] or None for name in ("data", "train", "val")))
+        train, val = open_data(data) if data is not None else open_data(options["data"] or None, options["train"] or None, options["val"] or None)
         if train.classes != self.classes:
             raise UserError(f"the classes of {shown(train.root)} are not those of the run")
         return train, val

@@ -141,7 +141,7 @@ def summary(seen, chosen=slice(None)):
     return {"loss": float(loss.mean()), "top1": float((rank < 1).mean()), "top5": float((rank < 5).mean()), "images": len(loss)}
 
 
-@dataclass
+@dataclass(eq=False)
 class Evaluation:
     """How a trained network does on labelled pictures, `data`. `loss`, `top1` and `top5` are means over `images`.
 

@@ -17,6 +17,7 @@ DEFAULTS = {"net": "half", "epochs": 30, "batch": 64, "lr": 0.01, "momentum": 0.
 OPTIONS = "data", "train", "val", "device", "threads", "recipe", *DEFAULTS
 SGD_ONLY = "momentum", "weight_decay", "form", "bias_lr", "bias_decay"
 SHAPES_DEFAULTS = {"epochs": 8, "batch": 32, "size": 98}       # reaches 97 % on the built-in set in a minute on two cores
+CHOICES = {"fit": ("crop", "squash"), "optimizer": ("sgd", "adam"), "form": ("2012", "torch"), "init": ("he", "published", "2012-code")}
 RESUMED = "epochs", "device", "threads", "data", "train", "val"       # what may be asked for anew when a run is resumed
 
 
@@ -24,6 +25,8 @@ def settle(given, out=None, resume=None):
     """-> (options, config of the run to resume or None, its RunFolder). given: {option: value, or None where it is not asked for}"""
     if resume is not None:
         return resumed(given, RunFolder(resume))
+    if given["recipe"] not in (None, *RECIPES):
+        raise UserError(f"--recipe {given['recipe']}: choose one of {', '.join(RECIPES)}")
     own = dict(RECIPES.get(given["recipe"]) or ({} if given["data"] or given["train"] or given["val"] else SHAPES_DEFAULTS))
     own.pop("side", None)      # depends on the input size and on the data, see `input_of`
     if given["net"] not in (None, own.get("net", "half")):      # the size is for the recipe's own net
@@ -64,6 +67,9 @@ def unused(above, name):
 
 
 def check_ranges(options):
+    for name, known in CHOICES.items():
+        if options[name] is not None and options[name] not in known:
+            raise UserError(f"--{name} {options[name]}: choose one of {', '.join(known)}")
     for name, least in (("epochs", 1), ("batch", 1), ("size", 1), ("side", 1), ("threads", 1), ("seed", 0)):
         if options[name] is not None and options[name] < least:
             raise UserError(f"--{name} {options[name]}: expected at least {least}")

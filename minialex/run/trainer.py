@@ -3,10 +3,14 @@
 import contextlib
 import math
 import time
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
 
 import numpy as np
 
+from ..data.loader import Batch, Loader
 from ..errors import UserError
+from ..network import Network
 from .scores import Collector, validate
 
 READ_EVERY = 0.5        # seconds between readings of the loss, for which a GPU must finish what is queued
@@ -24,32 +28,34 @@ class Trainer:
     epoch `collector` has what a report shows of its validation.
     """
 
-    def __init__(self, network, train, val, schedule, *, epochs, seed=0):
+    def __init__(self, network: Network, train: Loader, val: Loader, schedule: Callable[[int, list[dict]], float], *, epochs: int,
+                 seed: int = 0) -> None:
         self.network, self.train, self.val, self.schedule, self.epochs, self.seed = network, train, val, schedule, epochs, seed
         # sums: of losses, top-1 hits and images of the epoch so far
-        self.state = {"epoch": 0, "batch": 0, "step": 0, "sums": [0.0, 0, 0], "seconds": 0.0, "metrics": [], "best": -1.0}
+        self.state: dict[str, Any] = {"epoch": 0, "batch": 0, "step": 0, "sums": [0.0, 0, 0], "seconds": 0.0, "metrics": [], "best": -1.0}
         self.unread = 0         # images that the sums do not have yet
-        self.last = None        # of the last step: its images, labels and views, its number and rate
-        self.collector = None
-        self.times, self.waited = {}, (0, 0.0)
+        self.last: tuple | None = None        # of the last step: its images, labels and views, its number and rate
+        self.collector: Collector | None = None
+        self.times: dict[str, float] = {}
+        self.waited = 0, 0.0
         self.began = self.read_at = time.monotonic()
 
     @property
-    def metrics(self):
+    def metrics(self) -> list[dict]:
         return self.state["metrics"]
 
     @property
-    def finished(self):
+    def finished(self) -> bool:
         return self.state["epoch"] >= self.epochs
 
-    def go_on(self, state):
+    def go_on(self, state: dict) -> None:
         """Takes the state of a checkpoint whose arrays the network has."""
         if state.keys() != self.state.keys():
             raise UserError("it does not say where the run stands: it is of another version of minialex, which can still continue the run")
         self.state = {**state, "batch": min(state["batch"], len(self.train))}      # images may have been removed since
         self.waited = self.state["step"], 0.0
 
-    def run(self, stop=lambda: False):
+    def run(self, stop: Callable[[], bool] = lambda: False) -> Iterator[str]:
         """Trains to the last epoch, or until stop() is true after a step or in a validation.
 
         Yields "step" after each batch, "validate" before a validation and "epoch" after it, when `metrics` has the epoch's.
@@ -80,7 +86,7 @@ class Trainer:
             self.end_epoch(scores, layers)
             yield "epoch"
 
-    def step(self, batch):
+    def step(self, batch: Batch) -> None:
         state, n = self.state, len(batch)
         views = self.network.input.draw(self.seed, state["epoch"], batch.index)
         rate = self.schedule(state["step"], state["metrics"])
@@ -90,13 +96,13 @@ class Trainer:
         state["step"] += 1
         self.unread += n
 
-    def clock(self):
+    def clock(self) -> None:
         """Moves the time since it was last called to the epoch's."""
         now = time.perf_counter()
         self.state["seconds"] += now - self.began
         self.began = now
 
-    def read(self):
+    def read(self) -> None:
         """Takes the epoch's scores from the device. They stay there: rounding must not depend on when they are read."""
         loss, hits, _ = self.network.device.to_numpy(self.network.arrays["output totals"]).sum(axis=1)
         if not math.isfinite(loss):
@@ -104,26 +110,26 @@ class Trainer:
         self.state["sums"] = [float(loss), int(hits), self.state["sums"][2] + self.unread]
         self.unread, self.read_at = 0, time.monotonic()
 
-    def so_far(self):
+    def so_far(self) -> dict[str, float]:
         """{"loss", "top1"} of the epoch, as far as it was read."""
         loss, hits, count = self.state["sums"]
         return {"loss": loss / count, "top1": hits / count} if count else {}
 
-    def require_finite(self):
+    def require_finite(self) -> None:
         """Diverged if a parameter is not finite: such a network must not replace a checkpoint."""
         if not all(np.isfinite(self.network.device.to_numpy(array)).all() for array in self.network.parameters.values()):
             self.diverged("network")
 
-    def diverged(self, what):
+    def diverged(self, what: str) -> NoReturn:
         raise Diverged(f"the {what} is not finite at step {self.state['step']} (epoch {self.state['epoch'] + 1}): try a smaller --lr, "
                        "a longer warm-up, or --init he")
 
-    def layers(self):
+    def layers(self) -> dict[str, dict]:
         """What the last step has left in each layer, as Network.statistics tells it."""
         self.last = self.last or self.last_of(self.state["epoch"])
         return self.network.statistics(*self.last)
 
-    def last_of(self, epoch):
+    def last_of(self, epoch: int) -> tuple:
         """`last` of an epoch behind whose last step the run was resumed."""
         for at in range(len(self.train) - 1, -1, -1):
             batch, step = next(self.train.epoch(epoch, at)), self.state["step"] - 1
@@ -132,23 +138,24 @@ class Trainer:
                 return batch.images, batch.labels, views, step, self.schedule(step, self.state["metrics"][:epoch])
         raise UserError(f"no training image could be read from {self.train.folder.root}")
 
-    def end_epoch(self, scores, layers):
+    def end_epoch(self, scores: dict, layers: dict[str, dict]) -> None:
         """Adds the metrics of an epoch, and sets the state to the beginning of the next."""
         if not math.isfinite(scores["loss"]):
             self.diverged("validation loss")
         state = self.state
         loss, hits, count = state["sums"]
+        *_, rate = self.last or self.last_of(state["epoch"])
         if count == 0:
             raise UserError(f"no training image could be read from {self.train.folder.root}")
         metrics = {"epoch": state["epoch"] + 1, "step": state["step"], "train_loss": loss / count, "train_top1": hits / count,
                    "val_loss": scores["loss"], "val_top1": scores["top1"], "val_top5": scores["top5"], "images_per_s": count / state["seconds"],
-                   "lr": self.last[4], "layers": layers, **self.time_split()}
+                   "lr": rate, "layers": layers, **self.time_split()}
         if self.train.drop_last and scores["whole"] is not None:
             metrics["val_top1_whole_batches"] = scores["whole"]
         state |= {"epoch": state["epoch"] + 1, "batch": 0, "sums": [0.0, 0, 0], "seconds": 0.0, "metrics": state["metrics"] + [metrics]}
         self.network.scores()      # sets them back
 
-    def time_split(self):
+    def time_split(self) -> dict:
         """Seconds of a step, an epoch's mean: forward, backward and update as in the one that was looked at; data, the wait for pictures; and
         what else there is."""
         began, waited = self.waited

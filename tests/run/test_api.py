@@ -1,0 +1,240 @@
+"""The Python API as its users call it: fit, load, predict, evaluate, a net of one's own, and what commands do with the same run."""
+
+import json
+import os
+import re
+import signal
+import threading
+
+import numpy as np
+import pytest
+from PIL import Image
+from runs import arguments, assert_same_run, copy_of, timeless
+
+import minialex
+from minialex import evaluate, predict, train
+from minialex.run.checkpoint import load as read
+from minialex.run.folder import RunFolder
+
+SMALL = {"size": 72, "batch": 8, "epochs": 2, "lr": 0.002, "device": "cpu", "progress": False}      # as runs.arguments
+
+
+def test_fit_trains_what_the_command_trains(pictures, finished, tmp_path, capsys):
+    epochs = []
+    with pytest.warns(UserWarning) as warned:
+        run = minialex.fit(pictures, out=tmp_path / "run", on_epoch=epochs.append, **SMALL)
+    assert_same_run(run.folder, finished)
+    assert capsys.readouterr() == ("", "")
+    texts = [str(warning.message) for warning in warned]
+    assert sum("damaged.jpg" in text for text in texts) == 1 and "left out 1 unreadable training images and 0 validation images" in texts
+    assert run.folder == tmp_path / "run" and run.classes == ["blue", "green", "red"] and (run.folder / "report.html").exists()
+    assert run.history == epochs == RunFolder(run.folder).metrics() and run.history["epoch"] == [1, 2]
+    ours, theirs = (json.loads((folder / "config.json").read_text()) for folder in (run.folder, finished))
+    assert ours == theirs
+
+
+def test_a_prediction_by_hand_is_that_of_the_command(pictures, finished, capsys):
+    """Prepared by the one public function, and looked at by the network itself."""
+    run, file = minialex.load(finished, device="cpu"), pictures / "val/red/01.jpg"
+    [found] = run.predict([file])
+    assert predict.main([str(finished), str(file), "--device", "cpu"]) == 0
+    said = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+    assert [(name, f"{p:.2%}") for name, p in found] == [(name, share) for share, name in said]
+    images = run.input.prepare([file])
+    assert (images == minialex.picture(file, run.input.side, run.input.fit)).all() and images.dtype == np.uint8
+    run.network.evaluate(images, np.zeros(1, np.int32), run.input.centre(1))
+    by_hand = run.network.probabilities(1)[0]
+    assert [run.classes[k] for k in np.argsort(-by_hand)] == [name for name, _ in found]
+    np.testing.assert_allclose(np.sort(by_hand)[::-1], [p for _, p in found], rtol=1e-6)
+
+
+def test_pictures_of_any_kind(pictures, finished):
+    run, path = minialex.load(finished, device="cpu"), str(pictures / "val/red/00.jpg")
+    image = Image.open(path)
+    array = np.asarray(image)
+    found = run.predict([path, image, array, array[..., 0], np.dstack([array, np.full(array.shape[:2], 255, np.uint8)])], top=2)
+    assert [len(likely) for likely in found] == [2] * 5 and all(type(p) is float and 0 <= p <= 1 for likely in found for _, p in likely)
+    assert found[1] == found[2] and found[0][0][0] == found[1][0][0]
+    np.testing.assert_allclose([p for _, p in found[4]], [p for _, p in found[1]], rtol=1e-6)      # all of it opaque
+    assert image.mode == "RGB" and image.size == (100, 90)      # untouched
+    for single in path, image, array:
+        assert len(run.predict(single)) == 1 and len(run.predict(single)[0]) == 3
+    assert run.predict([]) == [] and len(run.predict(np.stack([array, array]))) == 2
+    assert sum(p for _, p in run.predict(path, ten_crop=True)[0]) == pytest.approx(1)
+
+
+def test_a_picture_that_was_turned_by_a_camera(finished, pictures, tmp_path):
+    """Orientation is that of the file, whether a path or an opened image is given."""
+    top = np.zeros((60, 90, 3), np.uint8)
+    top[:, :45] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(top).save(tmp_path / "turned.png", exif=exif)
+    by_path, by_image = (minialex.picture(item, 30) for item in (tmp_path / "turned.png", Image.open(tmp_path / "turned.png")))
+    assert (by_path == by_image).all() and by_path[0].mean() > 200 > 50 > by_path[-1].mean()
+
+
+@pytest.mark.parametrize("item, words", [
+    ("nowhere.jpg", "nowhere.jpg: No such file or directory"), (np.zeros((9, 9, 3)), r"an array of float64 \(9, 9, 3\): expected uint8 of shape"),
+    (np.zeros((9, 9, 2), np.uint8), r"an array of uint8 \(9, 9, 2\): expected"), (np.zeros((0, 9, 3), np.uint8), "expected uint8")])
+def test_pictures_that_cannot_be_used_are_named(pictures, finished, item, words):
+    run = minialex.load(finished, device="cpu")
+    with pytest.raises(minialex.UserError, match=words):
+        run.predict([item, pictures / "val/red/00.jpg"])
+    with pytest.raises(minialex.UserError, match=words):
+        run.predict([item])
+
+
+def test_evaluate_gives_what_the_command_gives(pictures, finished, tmp_path, capsys):
+    run = minialex.load(finished, device="cpu")
+    for ten in False, True:
+        found = run.evaluate(pictures, ten_crop=ten)
+        assert evaluate.main([str(finished), "--data", str(pictures), "--json", str(tmp_path / "scores.json"), "--device", "cpu", *["--ten-crop"] * ten]) == 0
+        told = json.loads((tmp_path / "scores.json").read_text())
+        assert {name: told[name] for name in ("loss", "top1", "top5", "images", "views", "unreadable", "per_class", "mistakes", "per_image")} == {
+            name: getattr(found, name) for name in ("loss", "top1", "top5", "images", "views", "unreadable", "per_class", "mistakes", "per_image")}
+    own = run.evaluate()      # of its own validation set
+    assert own.top1 == run.history.best["val_top1"] and own.loss == run.evaluate(pictures).loss
+    assert "top-1" in found._repr_html_() and "<td>red</td>" in found._repr_html_() and "confusion" not in repr(found)
+
+
+def test_best_and_last(pictures, finished):
+    best, last = minialex.load(finished, device="cpu"), minialex.load(str(finished), last=True, device="cpu")
+    assert best.checkpoint == finished / "best.safetensors" and last.checkpoint == finished / "last.safetensors"
+    for run, path in (best, best.checkpoint), (last, last.checkpoint):
+        parameters = read(path)[0]
+        assert all((value == parameters[name]).all() for name, value in run.network.weights().items())
+    assert re.fullmatch(rf"Run {finished}: half, 3 classes, 2 epochs, best validation top-1 [\d.]+%", repr(best))
+
+
+def test_history(finished):
+    history = minialex.load(finished, device="cpu").history
+    assert len(history) == 2 and history[-1]["epoch"] == 2 and history["val_loss"] == [m["val_loss"] for m in history]
+    assert history.best["val_top1"] == max(history["val_top1"]) and history["nothing"] == [None, None]
+    lines = repr(history).splitlines()
+    assert len(lines) == 3 and lines[0].split()[0] == "epoch" and lines[2].split()[0] == "2"
+    assert history._repr_html_().count("<tr>") == 3 and "data:image/png;base64," in history._repr_html_()
+    assert repr(minialex.History()) == "no epoch yet" and "no epoch" in minialex.History()._repr_html_()
+
+
+def test_a_report_of_a_run(finished, tmp_path):
+    out = copy_of(finished, tmp_path / "run")
+    before = (out / "report.html").read_text()
+    (out / "report.html").unlink()
+    assert minialex.load(out, last=True, device="cpu").report(warn=str) == out / "report.html"
+    assert re.findall("<h2>[^<]*</h2>", (out / "report.html").read_text()) == re.findall("<h2>[^<]*</h2>", before)
+
+
+OWN = {"stem": minialex.Conv(16, 7, stride=4, std=0.02), "pool": minialex.MaxPool(3, 2), "drop": minialex.Dropout(0.1),
+       "body": minialex.Conv(24, 3, pad=1), "norm": minialex.LRN(5), "top": minialex.Conv(3, 8, relu=False)}
+
+
+def test_a_net_of_ones_own_without_a_dense_layer(pictures, tmp_path, capsys):
+    """Trained, resumed by the command, loaded, evaluated: config.json has its layers."""
+    net = minialex.Net(OWN, size=72, name="all-convolutional")
+    assert net.outputs["top"] == (1, 1, 3)
+    options = {**SMALL, "size": None, "epochs": 1}
+    with pytest.warns(UserWarning):
+        run = minialex.fit(pictures, net=net, out=tmp_path / "run", **options)
+    assert run.net == net and run.folder.name == "run" and {"stem", "body", "top"} == set(run.history[0]["layers"])
+    assert train.main(["--resume", str(run.folder), "--epochs", "2"]) == 0
+    with pytest.warns(UserWarning):
+        whole = minialex.fit(pictures, net=net, out=tmp_path / "whole", **{**options, "epochs": 2})
+    assert [m["step"] for m in timeless(run.folder)] == [m["step"] for m in timeless(whole.folder)] == [5, 10]
+    assert evaluate.main([str(run.folder), "--data", str(pictures), "--device", "cpu"]) == 0
+    assert predict.main([str(run.folder), str(pictures / "val/red/00.jpg"), "--device", "cpu"]) == 0
+    assert "First-layer filters" in (run.folder / "report.html").read_text()
+
+
+def test_a_published_net_that_was_changed_is_kept_as_it_is(pictures, tmp_path):
+    net = minialex.nets.build("half", 3, 72, fewer=8)
+    with pytest.warns(UserWarning):
+        run = minialex.fit(pictures, net=net, out=tmp_path / "run", **{**SMALL, "epochs": 1, "size": None})
+    assert run.net == net and "layers" in run.config and "layers" not in json.loads(json.dumps(minialex.load(run.folder).config["options"]))
+
+
+def test_a_dense_net_has_a_report_without_filters(pictures, tmp_path):
+    net = minialex.Net({"fc1": minialex.Dense(20), "fc2": minialex.Dense(3, relu=False)}, size=24)
+    with pytest.warns(UserWarning):
+        run = minialex.fit(pictures, net=net, out=tmp_path / "run", **{**SMALL, "epochs": 1, "size": None})
+    assert "Learning curves" in (run.folder / "report.html").read_text() and "First-layer filters" not in (run.folder / "report.html").read_text()
+
+
+@pytest.mark.parametrize("options, words", [
+    ({"lr": -1}, "^lr -1: expected 0 or more"), ({"weight_decay": float("nan")}, "^weight_decay nan: expected"), ({"data": "nowhere"}, "nowhere"),
+    ({"optimizer": "adam", "momentum": 0.5}, "^momentum is for optimizer sgd"), ({"schedule": "sine"}, "^schedule 'sine'"), ({"net": "vgg"}, "unknown net 'vgg'"),
+    ({"net": minialex.Net({"fc": minialex.Dense(4, relu=False)}, size=8), "size": None}, "the net has 4 outputs and .* has 3 classes: give its last layer, fc, 3 outputs"),
+    ({"net": minialex.Net({"fc": minialex.Dense(3, relu=False)}, size=8)}, "^size 72: the net given is for pictures of 8 pixels"),
+    ({"recipe": "nonsense"}, "recipe nonsense"), ({"init": "nonsense"}, "init nonsense"), ({"optimizer": "rmsprop"}, "optimizer rmsprop"),
+    ({"form": "nesterov"}, "form nesterov"), ({"device": "tpu"}, "unknown device 'tpu'"), ({"fit": "stretch"}, "fit stretch")])
+def test_mistakes_name_the_argument(pictures, tmp_path, options, words):
+    with pytest.raises(minialex.UserError, match=words):
+        minialex.fit(**{"data": pictures, "out": tmp_path / "run", **SMALL, **options})
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_is_not_there():
+    with pytest.raises(minialex.UserError, match="^nowhere is not a run folder"):
+        minialex.load("nowhere")
+
+
+def test_stopped_and_resumed_from_a_thread(pictures, finished, tmp_path):
+    """Handlers of signals stay as they are, and a thread may train, where none can be set."""
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    steps, found = iter(range(100)), []
+
+    def work():
+        stopped = minialex.fit(pictures, out=tmp_path / "run", stop=lambda: next(steps) == 3, **SMALL)
+        found.append(read(stopped.folder / "last.safetensors")[2]["step"])
+        minialex.fit(resume=stopped.folder, progress=False)
+    with pytest.warns(UserWarning):
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+    assert found == [4]
+    assert_same_run(tmp_path / "run", finished)
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+
+def test_the_command_puts_signal_handlers_back(pictures, tmp_path):
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    begun = train.begin(arguments(pictures, tmp_path / "run"))
+    begun.trainer.step = lambda batch: os.kill(os.getpid(), signal.SIGTERM)
+    assert train.train(begun) == 143
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_an_interrupt_goes_through_and_releases_the_folder(pictures, finished, tmp_path):
+    def interrupt(metrics):
+        raise KeyboardInterrupt
+    with pytest.warns(UserWarning), pytest.raises(KeyboardInterrupt):
+        minialex.fit(pictures, out=tmp_path / "run", on_epoch=interrupt, **SMALL)
+    assert len(minialex.load(tmp_path / "run").history) == 1
+    with pytest.warns(UserWarning):
+        minialex.fit(resume=tmp_path / "run", progress=False)
+    assert_same_run(tmp_path / "run", finished)
+
+
+def test_the_loop_by_hand(pictures):
+    """As the docs have it."""
+    train, val = minialex.open_data(pictures)
+    net = minialex.Net(OWN, size=72)
+    model = minialex.Network(net, "cpu", batch=8, seed=3)
+    loader, step, losses = minialex.Loader(train, model.input.side, 8, warn=str), 0, []
+    for epoch in range(2):
+        for batch in loader.epoch(epoch):
+            views = model.input.draw(3, epoch, batch.index)
+            model.train_step(batch.images, batch.labels, views, step, lr=0.01)
+            step += 1
+        loss, hits, _ = model.scores()
+        losses.append(loss / len(train))
+    assert step == 10 and losses[1] < losses[0] < 2
+    assert set(model.activations()) == {"stem", "pool", "body", "norm", "top"}
+
+
+def test_public_names():
+    assert set(minialex.__all__) <= set(dir(minialex)) and minialex.__version__
+    for name in minialex.__all__:
+        assert getattr(minialex, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        minialex.nonsense
