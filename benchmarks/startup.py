@@ -50,7 +50,8 @@ def import_line(module, rounds):
         alone, ours, numpys = (importing(program) for program in ("pass", f"import {module}", "import numpy"))
         times.append((max(0.0, ours - alone), max(1e-6, numpys - alone)))
     ratios, (ours, numpys) = sorted(ours / numpys for ours, numpys in times), (statistics.median(column) for column in zip(*times))
-    return f"import {module:17} ratio {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})   {1e3 * ours:.0f} ms to numpy's {1e3 * numpys:.0f} ms"
+    return (f"import {module:17} ratio {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})   "
+            f"{1e3 * ours:.0f} ms to numpy's {1e3 * numpys:.0f} ms")
 
 
 def run_to_the_first_step(folder, out):
@@ -81,7 +82,8 @@ def measure(folder, rounds):
         tell("kernels to compile:", cold)
         warm = min((run_to_the_first_step(folder, Path(runs) / str(i)) for i in range(rounds)), key=lambda lines: lines[-1][0])
         tell(f"compiled kernels, the quickest of {rounds}:", warm)
-    print(f"first step  ratio {warm[-1][0] / cold[-1][0]:.2f}   {warm[-1][0]:.2f} s with compiled kernels to {cold[-1][0]:.2f} s with kernels to compile")
+    quick, slow = warm[-1][0], cold[-1][0]
+    print(f"first step  ratio {quick / slow:.2f}   {quick:.2f} s with compiled kernels to {slow:.2f} s with kernels to compile")
 
 
 def main(arguments=None):

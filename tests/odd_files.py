@@ -56,7 +56,7 @@ def draw():
     middle, square, deep = len(jpeg) // 2, (128, 128), (256, 256)
     palette = Image.fromarray(noise).convert("P")
     transparent = Image.fromarray(np.dstack([noise, np.zeros((128, 128), np.uint8)]))
-    files = {
+    return {
         "progressive.jpg": (square, saved(noise, "JPEG", progressive=True)),
         "subsample_444_q100.jpg": (square, saved(noise, "JPEG", quality=100, subsampling=0)),
         "restart_markers.jpg": (square, saved(noise, "JPEG", restart_marker_blocks=4)),
@@ -66,7 +66,8 @@ def draw():
         "exif_orientation_99.jpg": ((60, 90), saved(scene(60, 90), "JPEG", exif=wild)),
         "damaged_exif.jpg": (square, saved(noise, "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")),
         "png_content.JPEG": (square, png),      # as ImageNet's n02105855_2933.JPEG
-        **{name: (square, jpeg) for name in ("UPPER.JPG", "name with  spaces .jpg", "-leading-dash.jpg", "new\nline.jpg", "comma,quote\".jpg", 240 * "x" + ".jpg")},
+        **{name: (square, jpeg) for name in (
+            "UPPER.JPG", "name with  spaces .jpg", "-leading-dash.jpg", "new\nline.jpg", "comma,quote\".jpg", 240 * "x" + ".jpg")},
         **{f"tiny_{width}x{height}.png": ((width, height), saved(scene(width, height) | 1))
            for width, height in ((1, 1), (1, 500), (500, 1), (2, 3), (3000, 8), (8, 3000))},
         "other_size.png": ((451, 334), saved(photograph(2, 451, 334))),
@@ -100,7 +101,6 @@ def draw():
         "dotlessjpg": ("no image", jpeg),
         **{name: ("no image", b"something else\n") for name in (".DS_Store", "Thumbs.db", "desktop.ini", "labels.csv")},
     }
-    return files
 
 
 FILES = draw()

@@ -25,7 +25,8 @@ def test_a_step_is_one_call_that_holds_no_lock(net, batch, threads):
     assert type(device.library) is ctypes.CDLL      # a PyDLL would hold the lock
     device.library = counted = Counted(device.library)
     own, data = network(net, device, batch), drawn(net, batch)
-    steps = [lambda: own.train_step(*data, 0, 0.0), lambda: own.train_step(*data, 0, 0.0, timed=True), lambda: own.gradient(*data), lambda: own.evaluate(*data)]
+    steps = [lambda: own.train_step(*data, 0, 0.0), lambda: own.train_step(*data, 0, 0.0, timed=True),
+             lambda: own.gradient(*data), lambda: own.evaluate(*data)]
     for step in steps:
         step()      # recorded
     assert len(own.tapes) == 3 and min(len(tape.phases) for tape in own.tapes.values()) > 5
