@@ -14,7 +14,7 @@ from ..device import Array, Device, kernel
 from .bias import add_bias, bias_gradient, bias_partials
 from .layer import Layer, Shape, Site, as_array, device_of, put, run_alone
 from .transpose import launch_transpose
-from .window import Extent, Pad, Window, frozen, image
+from .window import Extent, Pad, Window, frozen, image, known
 
 STAGED = 1024      # as in kernels/im2col.cu
 BLOCK = 32         # as in kernels/add.cu
@@ -87,7 +87,7 @@ class Conv(Layer):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.size, self.stride, self.pad = frozen(self.size), frozen(self.stride), frozen(self.pad)
-        self.window      # refuses what is none
+        Window.of(self.size, self.stride, self.pad)      # refuses what is none
         if self.filters < 1:
             raise ValueError(f"filters: expected at least 1, got {self.filters}")
         if self.groups < 1 or self.filters % self.groups:
@@ -95,7 +95,7 @@ class Conv(Layer):
 
     @property
     def window(self) -> Window:
-        return Window.of(self.size, self.stride, self.pad)
+        return known(self.size, self.stride, self.pad)
 
     def output(self, shape: Shape) -> Shape:
         height, width, channels = image(self, shape)

@@ -11,7 +11,7 @@ import numpy as np
 from ..device import Array, Device, kernel
 from .conv import taps
 from .layer import Layer, Shape, Site, as_array, run_alone
-from .window import Extent, Pad, Window, frozen, image
+from .window import Extent, Pad, Window, frozen, image, known
 
 
 @kernel("pool.cu")
@@ -52,15 +52,16 @@ class MaxPool(Layer):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.size, self.stride, self.pad = frozen(self.size), frozen(self.stride), frozen(self.pad)
-        if self.window.size[0] * self.window.size[1] > 255:
-            raise ValueError(f"size: the winner of a window is kept in one byte, so it may have 255 elements, not {self.window.size}")
-        for size, sides in zip(self.window.size, self.window.pad):
+        window = Window.of(self.size, self.size if self.stride is None else self.stride, self.pad, self.ceil)
+        if window.size[0] * window.size[1] > 255:
+            raise ValueError(f"size: the winner of a window is kept in one byte, so it may have 255 elements, not {window.size}")
+        for size, sides in zip(window.size, window.pad):
             if max(sides) >= size:
                 raise ValueError(f"pad: {sides} must be less than the window's {size} on each side, or a window could be all padding")
 
     @property
     def window(self) -> Window:
-        return Window.of(self.size, self.size if self.stride is None else self.stride, self.pad, self.ceil)
+        return known(self.size, self.size if self.stride is None else self.stride, self.pad, self.ceil)
 
     def output(self, shape: Shape) -> Shape:
         height, width, channels = image(self, shape)

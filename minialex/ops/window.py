@@ -1,5 +1,6 @@
 """The window that slides over an image, for convolution and pooling."""
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -72,3 +73,6 @@ class Window:
     def arguments(self, height: int, width: int) -> tuple[int, ...]:
         """The two sizes, strides and pads as kernels take them, after the output's size."""
         return (*self.output(height, width), *self.size, *self.stride, self.pad[0][0], self.pad[1][0])
+
+
+known = functools.lru_cache(maxsize=None)(Window.of)      # for a recording, which asks for the same ones thousands of times
