@@ -155,7 +155,7 @@ class Evaluation:
     top1: float
     top5: float
     images: int
-    data: str
+    data: str = field(repr=False)
     classes: list[str] = field(repr=False)
     confusion: np.ndarray = field(repr=False)
     per_image: list[dict] = field(repr=False)

@@ -73,7 +73,7 @@ class Session:
         options["side"] = self.input.side
         self.config = {"net": net.name, "size": net.size, "input": asdict(self.input), "classes": train.classes, "threads": self.device.threads,
                        "options": options, "machine": describe_machine(self.device), "data": {"train": train.fingerprint(), "val": val.fingerprint()}}
-        if net.name not in nets.NETS or net.described() != nets.build(net.name, net.classes, net.size).described():
+        if net.name not in nets.NETS or list(net.described().items()) != list(nets.build(net.name, net.classes, net.size).described().items()):
             self.config["layers"] = net.described()
         if config:
             self.warn_of_differences(config)

@@ -1,0 +1,74 @@
+"""How the rooms stand on each other: no circle, nobody needs the one above, and only commands speak."""
+
+import ast
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import minialex
+
+ROOT = Path(minialex.__file__).parent
+COMMANDS = {"train", "evaluate", "predict", "report", "describe", "selftest", "gradcheck", "data.__main__", "__main__"}
+# From the ground up. A file may use those of its own floor, without a circle, and of the floors below.
+FLOORS = [{"errors", "philox", "progress"}, {"files", "command"}, {"device"}, {"ops"}, {"optim", "data"}, {"nets", "network"}, {"functional"},
+          {"gradcheck"}, {"run"}, COMMANDS - {"gradcheck"}]
+
+
+def module_of(path):
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imports(path, modules):
+    """The modules of the package that a file imports, at its head or inside a function."""
+    here = [*module_of(path).split(".")] if path.name == "__init__.py" else module_of(path).split(".")[:-1]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = [*here[:len(here) - node.level + 1], *(node.module or "").split(".")]
+            base = [part for part in base if part]
+            for alias in node.names:
+                for name in ".".join([*base, alias.name]), ".".join(base):
+                    if name in modules:
+                        yield name
+                        break
+
+
+def graph():
+    files = {module_of(path): path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py"}      # which hands names on
+    return {name: set(imports(path, files)) - {name} for name, path in files.items()}
+
+
+def floor_of(name):
+    return next(number for number, names in enumerate(FLOORS) if name in names or name.split(".")[0] in names and name not in COMMANDS)
+
+
+def test_there_is_no_circle():
+    order = list(TopologicalSorter(graph()).static_order())      # a CycleError names those that stand in one
+    assert order.index("errors") < order.index("run.session") < order.index("train")
+
+
+def test_nobody_needs_the_one_above():
+    found = graph()
+    assert "run.session" in found["train"] and "data.pack" in found["data.folder"] and len(found) > 50
+    above = [f"{name} imports {other}" for name, others in found.items() for other in others if floor_of(other) > floor_of(name)]
+    assert not above
+
+
+def test_a_circle_or_a_step_up_would_be_seen(tmp_path, monkeypatch):
+    for name, text in {"errors": "from .files import x", "files": "def f():\n    from . import errors", "optim": "from .run import session", "run/session": ""}.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / f"{name}.py").write_text(text)
+    monkeypatch.setattr("test_structure.ROOT", tmp_path)
+    assert graph() == {"errors": {"files"}, "files": {"errors"}, "optim": {"run.session"}, "run.session": set()}
+    assert floor_of("run.session") > floor_of("optim")
+
+
+def test_only_commands_speak_and_listen():
+    """The library prints nothing, asks no terminal for a bar, and takes no signal."""
+    for path in ROOT.rglob("*.py"):
+        name = module_of(path)
+        if name in COMMANDS or name in ("command", "progress"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                assert node.func.id not in ("print", "input"), f"{name} prints"
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module] if isinstance(node, ast.ImportFrom) else []
+            assert not {"tqdm", "signal", "argparse", "tqdm.auto"} & set(names), f"{name} imports {names}"
