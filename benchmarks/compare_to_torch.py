@@ -23,9 +23,9 @@ import numpy as np
 from sides import STATUS, Ours, Theirs, as_torch, distance, drawn, seconds, step_memory, torch_layers
 
 from minialex import nets
-from minialex.device import open_device
-from minialex.device.cpu import processor
 from minialex.command import run_command
+from minialex.device import open_device
+from minialex.device.compiler import processor
 from minialex.errors import UserError
 from minialex.ops.dropout import Dropout
 

@@ -24,14 +24,15 @@ import numpy as np
 from PIL import Image
 
 from minialex import nets
+from minialex.command import run_command
 from minialex.data import shapes
 from minialex.data.augment import Input
 from minialex.data.folder import ImageFolder, find_splits, open_folder
 from minialex.data.image import UnreadableImage
 from minialex.data.loader import Loader
-from minialex.data.pack import Packed, open_pack, pack
+from minialex.data.pack import pack
+from minialex.data.packed import Packed, open_pack
 from minialex.device import open_device
-from minialex.command import run_command
 from minialex.errors import UserError
 from minialex.network import Network
 

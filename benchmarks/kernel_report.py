@@ -22,10 +22,10 @@ import nvrtc  # noqa: E402
 from simt.trace import Trace  # noqa: E402
 
 from minialex import nets  # noqa: E402
-from minialex.files import write_beside  # noqa: E402
 from minialex.device.base import Device, check_product  # noqa: E402
 from minialex.device.cuda import CUDA, ROWS_PER_BLOCK  # noqa: E402
 from minialex.device.kernel import sources  # noqa: E402
+from minialex.files import write_beside  # noqa: E402
 from minialex.network import Network  # noqa: E402
 from minialex.ops.bias import SPAN  # noqa: E402
 

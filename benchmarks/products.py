@@ -12,8 +12,8 @@ import statistics
 from sides import Ours, distance, drawn
 
 from minialex import nets
-from minialex.device.cpu import CPU
 from minialex.command import run_command
+from minialex.device.cpu import CPU
 from minialex.errors import UserError
 
 LIBRARIES, TOLERANCE = ("onednn", "openblas"), 1e-3      # of the L2 norm of each parameter and of the losses, after one step

@@ -21,8 +21,8 @@ from timeit import timeit
 from sides import STATUS, Ours, Theirs, drawn, step_memory
 
 from minialex import nets
-from minialex.device import open_device
 from minialex.command import run_command
+from minialex.device import open_device
 from minialex.errors import UserError
 
 FORMATS, PASSES = {"contiguous": "c", "channels-last": "l"}, ("train", "infer")

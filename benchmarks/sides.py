@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from minialex import nets
-from minialex.device import open_device
 from minialex.data.augment import Input
+from minialex.device import open_device
 from minialex.network import Network
 from minialex.ops.conv import Conv
 from minialex.ops.dense import Dense

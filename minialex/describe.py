@@ -5,12 +5,12 @@ import os
 from types import MethodType
 
 from . import nets
+from .command import run_command
 from .device.base import Device
 from .device.cpu import CPU
 from .device.cuda import CUDA
-from .command import run_command
 from .errors import UserError
-from .network import Layout
+from .layout import Layout
 
 
 def memory(layout):

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from . import functional
-from .device import Array, Device
+from .device import Device
 
 Values = dict[str, np.ndarray]
 

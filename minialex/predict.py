@@ -10,7 +10,7 @@ import numpy as np
 
 from .command import add_device, parser_of, run_command, warn
 from .data.folder import ImageFolder, open_unlabelled
-from .data.listing import wnids_of
+from .data.imagenet import wnids_of
 from .errors import UserError, shown
 from .files import require_place, write_beside
 from .progress import on_terminal, silent

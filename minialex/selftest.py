@@ -20,11 +20,11 @@ from pathlib import Path
 import numpy as np
 
 from . import functional, nets
+from .command import parser_of, run_command
 from .data.augment import Input
 from .device import open_device
 from .device.base import Tape
-from .device.cpu import processor
-from .command import parser_of, run_command
+from .device.compiler import processor
 from .errors import UserError
 from .gradcheck import CASES, GradientError, check_op, compare, to_host
 from .nets import by

@@ -5,13 +5,14 @@ import tracemalloc
 import numpy as np
 import pytest
 
+from minialex.data.augment import Input
 from minialex.device.cpu import CPU
 from minialex.device.reference import Reference
 from minialex.errors import UserError
 from minialex.gradcheck import check_direction, compare
+from minialex.layout import Layout
 from minialex.nets import Net, build
-from minialex.data.augment import Input
-from minialex.network import Layout, Network
+from minialex.network import Network
 from minialex.ops.conv import Conv
 from minialex.ops.dense import Dense
 from minialex.ops.dropout import Dropout

@@ -17,6 +17,7 @@ from minialex.errors import UserError
 from minialex.run import session, trainer
 from minialex.run.checkpoint import load, same_bits
 
+
 def test_what_a_run_leaves(finished):
     metrics = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
     assert [m["epoch"] for m in metrics] == [1, 2]

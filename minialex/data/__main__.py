@@ -8,7 +8,8 @@ from ..command import parser_of, run_command, warn
 from ..errors import UserError, shown
 from ..progress import on_terminal
 from .folder import SPLITS, find_splits, open_split, split_pairs
-from .pack import expected, faults, is_pack, pack, progress_of, read_index
+from .pack import pack
+from .packed import expected, faults, is_pack, progress_of, read_index
 
 
 def sources_of(data, out):

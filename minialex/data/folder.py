@@ -13,9 +13,9 @@ import numpy as np
 from ..errors import UserError, shown
 from ..progress import Bar, silent
 from .image import picture
-from .listing import (EXTENSIONS, Paths, entries, images_in, is_image, is_number, named, named_as_image, names_of_numbers, read_list,
-                      read_paths, read_truth, same_classes)
-from .pack import is_pack, open_pack
+from .imagenet import read_truth
+from .listing import EXTENSIONS, Paths, entries, images_in, is_image, is_number, named, named_as_image, names_of_numbers, read_list, read_paths, same_classes
+from .packed import is_pack, open_pack
 from .shapes import default_set
 
 # The two splits of a set: folders, packed folders, or lists.

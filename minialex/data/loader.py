@@ -18,7 +18,7 @@ import numpy as np
 from ..errors import UserError
 from .augment import ORDER, draw
 from .image import UnreadableImage
-from .pack import Packed
+from .packed import Packed
 
 LEAST_AHEAD = 3  # batches filled before they are asked for: one ready, one being filled, one to even things out
 PACKED_RUN = 16  # packed pictures copied at a time: a copy takes so little that claiming each would cost as much

@@ -2,14 +2,7 @@
 
 import contextlib
 import ctypes
-import hashlib
-import importlib.util
-import os
-import platform
-import shutil
-import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, distribution, version
@@ -19,80 +12,9 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError
-from ..files import user_cache
 from .base import Array, Device, check_product, cores
+from .compiler import FLAGS, Builder
 from .kernel import Kernel, declarations, source_text, sources
-
-# NaN must be seen, so -ffinite-math-only and -ffast-math stay out; the rest is what vectorises sums and square roots.
-FLAGS = ["-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fassociative-math",
-         "-fno-signed-zeros", "-fopenmp-simd", "-Wno-psabi", "-Wno-pass-failed", "-fno-exceptions", "-fPIC", "-shared", "-pthread"]
-
-
-def find_compiler():
-    """The command of a C++ compiler, as a list; none at all is a user's error."""
-    if os.environ.get("CXX"):
-        return os.environ["CXX"].split()
-    for name in ("c++", "g++", "clang++"):
-        if shutil.which(name):
-            return [shutil.which(name)]
-    if importlib.util.find_spec("ziglang"):
-        # Kernels need no C++ library; without this zig would first build one, for most of a minute.
-        return [sys.executable, "-m", "ziglang", "c++", "-nostdlib++"]
-    raise UserError("no C++ compiler found (looked for $CXX, c++, g++, clang++): install one, or `pip install minialex[compiler]`; "
-                    "--device numpy works without, slowly")
-
-
-def cache_folder():
-    """The user's own folder for compiled kernels; others may neither read nor write it."""
-    folder = user_cache() / "compiled"
-    try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    except OSError as error:
-        raise UserError(f"compiled kernels cannot be kept in {folder} ({error.strerror}): set MINIALEX_CACHE to a folder that can be written") from None
-    state = folder.stat()
-    if state.st_uid != os.getuid():
-        raise UserError(f"{folder} belongs to another user: compiled kernels are only loaded from a folder of your own; set MINIALEX_CACHE")
-    if state.st_mode & 0o077:
-        folder.chmod(0o700)
-    return folder
-
-
-def processor():
-    """What -march=native depends on."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.machine() + platform.processor()
-    return "".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))}))
-
-
-class Builder:
-    """Compiles a C++ text to a shared library, once per text, flags, compiler and processor."""
-
-    def __init__(self, flags):
-        self.compiler, self.flags, self.folder = find_compiler(), flags, cache_folder()
-        try:
-            version = subprocess.run([*self.compiler, "--version"], capture_output=True, text=True, check=True).stdout
-        except (OSError, subprocess.CalledProcessError) as error:
-            raise UserError(f"the C++ compiler {' '.join(self.compiler)!r} does not run ({error}): set CXX to one that does") from None
-        self.version = version.splitlines()[0] if version else ""
-        self.key = "\n".join([*self.compiler, version, processor(), *flags])
-
-    def path(self, name, text):
-        return self.folder / f"{name}-{hashlib.sha256((self.key + text).encode()).hexdigest()[:24]}.so"
-
-    def build(self, name, text):
-        target = self.path(name, text)
-        if not target.exists():
-            with tempfile.TemporaryDirectory(dir=self.folder) as scratch:
-                source, library = Path(scratch) / f"{name}.cpp", Path(scratch) / f"{name}.so"
-                source.write_text(text)
-                done = subprocess.run([*self.compiler, *self.flags, str(source), "-o", str(library)], capture_output=True, text=True)
-                if done.returncode:
-                    raise UserError(f"{' '.join(self.compiler)} could not compile {name}:\n{done.stderr.strip()}")
-                library.replace(target)    # another process may have been faster: both files are the same
-        return ctypes.CDLL(str(target))
-
 
 # Each kernel gets a function that unpacks 8-byte slots, so that one kind of call serves all.
 TRAMPOLINE = """

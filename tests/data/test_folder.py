@@ -6,12 +6,12 @@ import shutil
 
 import numpy as np
 import pytest
+from odd_files import FILES
 from PIL import Image
 
 from minialex.data.folder import ImageFolder, find_splits, open_folder, open_list, open_split, open_unlabelled, open_validation
 from minialex.data.image import UnreadableImage, square, squash
 from minialex.errors import UserError
-from odd_files import FILES
 
 
 def tree(root, *files):
@@ -324,7 +324,8 @@ def test_what_is_missing_for_imagenet(tmp_path):
 # Packed sets
 
 def test_packed_splits(tmp_path):
-    from minialex.data.pack import Packed, pack
+    from minialex.data.pack import pack
+    from minialex.data.packed import Packed
     for split in "train", "val":
         for name in "a", "b":
             (tmp_path / "set" / split / name).mkdir(parents=True)

@@ -15,16 +15,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from odd_files import FILES, photograph
 from PIL import Image
 
 from minialex.data import pack as pack_module
+from minialex.data import packed as packed_module
 from minialex.data.__main__ import main
 from minialex.data.folder import ImageFolder, find_splits, open_folder, open_split
 from minialex.data.image import UnreadableImage
 from minialex.data.loader import Loader
-from minialex.data.pack import open_pack, pack
+from minialex.data.pack import pack
+from minialex.data.packed import open_pack
 from minialex.errors import UserError
-from odd_files import FILES, photograph
 
 ROOT = Path(__file__).resolve().parents[2]
 MB = 2**20
@@ -265,7 +267,7 @@ def test_check_names_every_damaged_file(packed, capsys):
 
 def test_checksums_are_computed_where_something_was_touched(packed, monkeypatch):
     read = []
-    monkeypatch.setattr(pack_module, "_checksum", lambda path, bar, real=pack_module._checksum: read.append(os.path.basename(path)) or real(path, bar))
+    monkeypatch.setattr(packed_module, "_checksum", lambda path, bar, real=packed_module._checksum: read.append(os.path.basename(path)) or real(path, bar))
     open_pack(packed)
     assert read == []                   # the copy has the times of the original, and the record of packing came along
     touch(packed / "shard-00002.u8")
@@ -288,11 +290,10 @@ def test_checksums_are_computed_where_something_was_touched(packed, monkeypatch)
 
 def test_a_set_that_cannot_be_written_opens(packed, monkeypatch):
     (packed / "verified.json").unlink()
-    from minialex.data import pack as module
 
     def refuse(path, data):
         raise UserError(f"{path} cannot be written (Read-only file system)")
-    monkeypatch.setattr(module, "write_beside", refuse)
+    monkeypatch.setattr(packed_module, "write_beside", refuse)
     assert len(open_pack(packed)) == 21 and not (packed / "verified.json").exists()
 
 
@@ -309,14 +310,14 @@ def test_a_damaged_index(packed):
     path.write_bytes(whole.replace(b'"version": 1', b'"version": 2'))
     assert f"{path} is of version 2 of the format, and version 1 is read here" in refusal(open_pack, packed)
     path.unlink()
-    assert f"{path} cannot be read" in refusal(open_pack, packed) and not pack_module.is_pack(packed)
+    assert f"{path} cannot be read" in refusal(open_pack, packed) and not packed_module.is_pack(packed)
 
 
 def test_too_many_open_files(packed, monkeypatch):
     def full(*arguments, **options):
         raise OSError(errno.EMFILE, "Too many open files")
     packed_set = open_pack(packed)
-    monkeypatch.setattr(pack_module.mmap, "mmap", full)
+    monkeypatch.setattr(packed_module.mmap, "mmap", full)
     assert "ulimit -n" in refusal(open_pack, packed) and len(packed_set) == 21
 
 
@@ -532,7 +533,7 @@ def test_a_large_listing_stays_small(tmp_path, monkeypatch):
     names = pack_module.Paths.of("/data/train", (f"n{i % 1000:08}/n{i % 1000:08}_{i}.JPEG" for i in range(n)))
     source.paths = names
     monkeypatch.setattr(ImageFolder, "__len__", lambda self: n)
-    index = {"format": pack_module.FORMAT, "version": 1, "size": 1, "fit": "crop", "classes": source.classes, "listing": source.fingerprint(),
+    index = {"format": packed_module.FORMAT, "version": 1, "size": 1, "fit": "crop", "classes": source.classes, "listing": source.fingerprint(),
              "per_shard": n, "shards": [{"images": n, "crc32": zlib.crc32(bytes(3 * n)), "left_out": []}], "files": {}}
     out = tmp_path / "out"
     out.mkdir()

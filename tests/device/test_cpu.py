@@ -14,9 +14,11 @@ import pytest
 
 from minialex import nets
 from minialex.data.augment import Input
+from minialex.device import compiler
 from minialex.device import cpu as module
 from minialex.device import open_device
-from minialex.device.cpu import CPU, FLAGS, Builder, onednn_wheel
+from minialex.device.compiler import FLAGS, Builder
+from minialex.device.cpu import CPU, onednn_wheel
 from minialex.device.kernel import source_text, sources
 from minialex.device.reference import Reference
 from minialex.errors import UserError
@@ -29,8 +31,8 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 
 def test_no_compiler_is_one_sentence_that_names_the_extra(monkeypatch):
     monkeypatch.delenv("CXX", raising=False)
-    monkeypatch.setattr(module.shutil, "which", lambda name: None)
-    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(compiler.shutil, "which", lambda name: None)
+    monkeypatch.setattr(compiler.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"no C\+\+ compiler.*minialex\[compiler\].*--device numpy"):
         open_device("cpu")
     assert open_device("numpy")[0].name == "numpy"
@@ -38,9 +40,9 @@ def test_no_compiler_is_one_sentence_that_names_the_extra(monkeypatch):
 
 def test_zig_is_the_last_resort(monkeypatch):
     monkeypatch.delenv("CXX", raising=False)
-    monkeypatch.setattr(module.shutil, "which", lambda name: None)
-    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: name == "ziglang")
-    assert module.find_compiler()[:4] == [sys.executable, "-m", "ziglang", "c++"]
+    monkeypatch.setattr(compiler.shutil, "which", lambda name: None)
+    monkeypatch.setattr(compiler.importlib.util, "find_spec", lambda name: name == "ziglang")
+    assert compiler.find_compiler()[:4] == [sys.executable, "-m", "ziglang", "c++"]
 
 
 def test_a_compiler_that_does_not_run_is_named(monkeypatch, tmp_path):
@@ -62,10 +64,10 @@ def test_the_cache_is_the_owners_alone(monkeypatch, tmp_path):
     monkeypatch.setenv("MINIALEX_CACHE", str(tmp_path))
     (tmp_path / "compiled").mkdir(mode=0o777)
     (tmp_path / "compiled").chmod(0o777)
-    assert stat.S_IMODE(module.cache_folder().stat().st_mode) == 0o700
-    monkeypatch.setattr(module.os, "getuid", lambda: 12345678)
+    assert stat.S_IMODE(compiler.cache_folder().stat().st_mode) == 0o700
+    monkeypatch.setattr(compiler.os, "getuid", lambda: 12345678)
     with pytest.raises(UserError, match="belongs to another user"):
-        module.cache_folder()
+        compiler.cache_folder()
 
 
 def test_the_cache_sees_source_headers_flags_and_compiler(monkeypatch, tmp_path):
@@ -74,7 +76,7 @@ def test_the_cache_sees_source_headers_flags_and_compiler(monkeypatch, tmp_path)
     text = source_text(sources() / "dropout.cu")
     assert "0xD2511F53u" in text and "#include \"" not in text          # random.cuh is in it, and so in the key
     assert len({builder.path("a", text), builder.path("a", text + " "), other.path("a", text)}) == 3
-    monkeypatch.setattr(module, "processor", lambda: "another one")
+    monkeypatch.setattr(compiler, "processor", lambda: "another one")
     assert Builder(FLAGS).path("a", text) != builder.path("a", text)
 
 

@@ -19,18 +19,19 @@ import pytest
 from PIL import Image
 from simt import stand_in
 from simt.device import why_not
+from test_network import drawn, mini, small
 
 from minialex import describe, evaluate, gradcheck, predict, train
 from minialex.command import run_command
 from minialex.data.augment import Input
 from minialex.device import cuda, open_device
 from minialex.errors import UserError
-from minialex.run.checkpoint import load
+from minialex.layout import Layout
 from minialex.nets import build
-from minialex.network import Layout, Network
+from minialex.network import Network
 from minialex.ops.relu import relu_in_place
 from minialex.ops.softmax import cross_entropy_rows
-from test_network import drawn, mini, small
+from minialex.run.checkpoint import load
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent / "benchmarks"))
 import sides  # noqa: E402

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from minialex.device.base import Device
-from minialex.device.cpu import CPU, FLAGS, Builder
+from minialex.device.compiler import FLAGS, Builder
+from minialex.device.cpu import CPU
 from minialex.device.cuda import LARGEST_GRID, ROWS_PER_BLOCK
 
 SHIM = Path(__file__).parent / "simt.h"

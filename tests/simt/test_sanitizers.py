@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from simt.device import why_not
 
-from minialex.device.cpu import find_compiler
+from minialex.device.compiler import find_compiler
 
 TESTS = Path(__file__).parents[1]
 pytestmark = [pytest.mark.skipif(bool(why_not()), reason=f"no thread-by-thread execution here: {why_not()}"), pytest.mark.slow]

@@ -6,7 +6,8 @@ from dataclasses import dataclass, make_dataclass
 import numpy as np
 
 from minialex.device.base import Device
-from minialex.device.cpu import CPU, Builder
+from minialex.device.compiler import Builder
+from minialex.device.cpu import CPU
 from minialex.device.kernel import sources
 
 from .device import SHIM, SIMT, SIMT_FLAGS

@@ -1,0 +1,88 @@
+"""What a network needs on a device, laid out before anything is allocated: shares, chunks, and an array for each name."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from .data.augment import Input
+from .device import Device
+from .errors import UserError
+from .nets import Net
+from .ops.layer import Shape
+
+
+class Layout:
+    """What a network needs on a device, known before anything is allocated; of the device it asks only how it divides work.
+
+    A batch is cut into `shares` (one per core), and a share takes `chunk` images at a time through the convolutional
+    layers. `arrays` is {name: (shape, dtype)}, with names like "activation conv1".
+    """
+
+    def __init__(self, net: Net, device: Device, batch: int, *, input: Input | None = None, training: bool = True, workspace_mb: float | None = None,
+                 slots: Sequence[str] = ("velocity",)) -> None:
+        self.input = input or Input(net.side, net.size)
+        self.net, self.batch, self.training, floats = net, batch, training, device.float
+        side = self.input.side
+        names = list(net.layers)
+        first = next((i for i, n in enumerate(names) if net.layers[n].dense), len(names))
+        while first and net.layers[names[first - 1]].trained_only:      # dropout before a dense layer is one launch for the whole batch
+            first -= 1
+        self.stack, self.tail = names[:first], names[first:]
+        self.shares = max(1, min(device.threads, batch // 4))
+        self.chunk = min(device.chunk or batch, -(-batch // self.shares))
+        self.columns = self.fit(device, workspace_mb)
+
+        rows = batch if training else min(batch, self.shares * self.chunk)
+        own = ["input", *(name for name in self.stack if not net.layers[name].in_place)]      # the tail, or the loss, reads the last of these
+        self.arrays: dict[str, tuple[Shape, Any]] = {
+            "input images": ((batch, side, side, 3), np.uint8), "input views": ((batch, 18), floats),
+            "input labels": ((batch,), np.int32), "input mean": ((side, side, 3) if self.input.mean == "image" else (1,), floats),
+            "input now": ((2,), np.float64), "output loss": ((batch,), floats), "output rank": ((batch,), floats),
+            "output probabilities": ((batch, net.classes), floats), "output totals": ((3, batch), np.float64),
+            "activation input": ((rows if own[1:] else batch, net.size, net.size, 3), floats)}
+        for name, layer in net.layers.items():
+            keep = rows if name in own[:-1] else batch
+            if not layer.in_place:
+                self.arrays[f"activation {name}"] = ((keep, *net.outputs[name]), floats)
+            for key, (shape, dtype) in layer.kept(net.inputs[name]).items():
+                self.arrays[f"kept {name}.{key}"] = ((rows if name in self.stack else batch, *shape), dtype)
+        for name, shape in net.parameters().items():
+            self.arrays[f"parameter {name}"] = (shape, floats)
+            if training:
+                self.arrays |= {f"{slot} {name}": (shape, floats) for slot in slots}
+                self.arrays[f"gradient {name}"] = ((self.shares if name.split(".")[0] in self.stack else 1, *shape), floats)
+        self.arrays["workspace columns"] = ((self.shares, self.columns), floats)
+        if training:
+            self.arrays |= {f"prepared {name}.{key}": (shape, floats) for name, layer in net.layers.items() if name != net.bottom
+                            for key, shape in layer.prepared(net.inputs[name]).items()}
+            widest = max((int(np.prod(net.outputs[n])) for n in self.stack), default=0)
+            self.arrays["workspace stack gradients"] = ((self.shares, 2, self.chunk * widest), floats)
+            wide = max([net.classes, *(int(np.prod(shape)) for n in self.tail for shape in (net.inputs[n], net.outputs[n]))])
+            self.arrays["workspace dense gradients"] = ((2, batch * wide), floats)
+            dense = [layer.partials(net.inputs[n], batch) for n, layer in net.layers.items() if layer.dense]
+            self.arrays["workspace dense"] = ((max(dense, default=0),), floats)      # once, while each share has columns
+
+    def fit(self, device: Device, workspace_mb: float | None) -> int:
+        """Floats of the column buffer of one share: what the device's cache or chip and --workspace-mb ask for, and at least what works."""
+        net, need = self.net, 0
+        for name, layer in net.layers.items():
+            shape = net.inputs[name]
+            least, parts = layer.least(shape, self.training and name != net.bottom), layer.split(shape, device.slices) if self.training else 0
+            wanted = layer.workspace(shape) * max(1, min(self.chunk, device.images_at_once(int(np.prod(net.outputs[name])))))
+            if device.tile:
+                wanted = max(least, min(wanted, layer.tile(shape, device.tile) or wanted))
+            if workspace_mb is not None and least:
+                allowed = int(workspace_mb * 2**20 / 4 / self.shares) - parts
+                if allowed < least:
+                    raise UserError(f"--workspace-mb {workspace_mb:g}: {name} needs at least {(least + parts) * 4 * self.shares / 2**20:.1f} MB "
+                                    f"in {self.shares} shares")
+                wanted = min(wanted, allowed)
+            need = max(need, wanted + parts)
+        partials = [layer.partials(net.inputs[n], self.chunk if n in self.stack else self.batch) for n, layer in net.layers.items() if not layer.dense]
+        return max([need, *partials])
+
+    def bytes(self, kind: str = "") -> int:
+        """Bytes of the arrays whose name starts with `kind`."""
+        return sum(int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+                   for name, (shape, dtype) in self.arrays.items() if name.startswith(kind))
