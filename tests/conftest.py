@@ -3,7 +3,6 @@
 import os
 import shutil
 import sys
-from collections import Counter
 
 import numpy as np
 import pytest
@@ -17,13 +16,12 @@ def pytest_report_header(config):
     return f"cuda: {cuda.why_not() or 'a working GPU'}"
 
 
-def pytest_terminal_summary(terminalreporter):
-    """What was skipped, a line for each reason: pytest's own -rs has one for each place, over a hundred without a GPU."""
-    reasons = Counter(report.longrepr[2].removeprefix("Skipped: ") for report in terminalreporter.getreports("skipped"))
-    if reasons and not terminalreporter.hasopt("skipped"):
-        terminalreporter.section("skipped")
-        for reason, count in reasons.most_common():
-            terminalreporter.line(f"SKIPPED [{count}] {reason}")
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport():
+    """All skips for want of a GPU count as made here, so that -rs has one line for them and not one for each place."""
+    report = (yield).get_result()
+    if report.skipped and isinstance(report.longrepr, tuple) and "no cuda here" in report.longrepr[2]:
+        report.longrepr = __file__, None, report.longrepr[2]
 
 
 @pytest.fixture(scope="session", params=["cpu", "simt", "cuda"])
