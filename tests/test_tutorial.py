@@ -1,10 +1,14 @@
-"""docs/tutorial.ipynb, executed from its first cell to its last in an empty folder."""
+"""docs/tutorial.ipynb, executed from its first cell to its last in an empty folder, and the Python in README.md and docs/nets.md."""
 
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
-NOTEBOOK = Path(__file__).resolve().parent.parent / "docs" / "tutorial.ipynb"
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOK = ROOT / "docs" / "tutorial.ipynb"
 
 
 @pytest.mark.slow
@@ -20,3 +24,22 @@ def test_the_tutorial(tmp_path):
         if cell.cell_type == "code":
             kinds = [{kind for output in outputs for kind in output.get("data", ())} for outputs in (cell.outputs, before.outputs)]
             assert kinds[1] - {"image/jpeg"} <= kinds[0], cell.source
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:skipped", "ignore:left out", "ignore:the loss stays")
+def test_the_python_of_the_pages(pictures, tmp_path, monkeypatch, capsys):
+    """Block after block, with a folder for DIR and fewer epochs."""
+    monkeypatch.chdir(tmp_path)
+    image = Image.open(pictures / "val/red/00.jpg")
+    image.save(tmp_path / "a.jpg")
+    names = {"pil_image": image, "uint8_array": np.asarray(image)}
+    for page, least in ("README.md", 4), ("docs/nets.md", 1):
+        blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.S)
+        assert len(blocks) >= least
+        for block in blocks:
+            code = block.replace('"DIR"', repr(str(pictures))).replace('"runs/half-..."', "run.folder")
+            code = re.sub(r"epochs=(\d+)", lambda found: f"epochs={int(found[1]) // 10}", code).replace("range(10)", "range(1)").replace("fit(net=net)", "fit(net=net, epochs=1)")
+            exec(code, names)
+    assert len(list((tmp_path / "runs").iterdir())) == 2 and names["run"].history["epoch"] == [1, 2, 3]
+    assert "layer" in capsys.readouterr().out
