@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 
+from .device import DEVICES
 from .errors import UserError
 
 
@@ -31,7 +32,7 @@ def parser_of(command, description, **more):
 
 def add_device(parser):
     """The options of where to compute."""
-    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "numpy"], help="default auto: a working GPU, else the CPU")
+    parser.add_argument("--device", default="auto", choices=DEVICES, help="default auto: a working GPU, else the CPU")
     parser.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
 
 

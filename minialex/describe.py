@@ -1,11 +1,10 @@
 """python -m minialex.describe NET: its layers, parameters and multiply-accumulates, and the memory that a step takes."""
 
-import argparse
 import os
 from types import MethodType
 
 from . import nets
-from .command import run_command
+from .command import parser_of, run_command
 from .device.base import Device
 from .device.cpu import CPU
 from .device.cuda import CUDA
@@ -21,7 +20,7 @@ def memory(layout):
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(prog="python -m minialex.describe", description="Describe a net and the memory that training it takes.")
+    parser = parser_of("describe", "Describe a net and the memory that training it takes.")
     parser.add_argument("net", help=", ".join(nets.NETS))
     parser.add_argument("--classes", type=int, help="default: the published number")
     parser.add_argument("--size", type=int, help="input size (default: the published one)")

@@ -1,6 +1,7 @@
 """python -m minialex.evaluate RUN --data DIR: scores a trained network: loss, top-1 and top-5, class by class, and what it takes for what."""
 
 import json
+import os
 
 import numpy as np
 
@@ -53,7 +54,8 @@ def main(arguments=None):
     parser = parser_of("evaluate", "Score a trained network on labelled images: loss, top-1 and top-5, the accuracy of each class, the confusion "
                        "matrix, and the mistakes it is surest of.")
     parser.add_argument("run", help="run folder of minialex.train")
-    parser.add_argument("--data", required=True, metavar="DIR", help="class folders, a list or a packed set, or a folder in which val/ is such")
+    parser.add_argument("--data", metavar="DIR", help="class folders, a list or a packed set, or a folder in which val/ is such (default: the run's own "
+                        "validation set)")
     parser.add_argument("--ten-crop", action="store_true", help="average the probabilities of ten crops, corners and centre, each also mirrored "
                         "(default: the centre crop alone)")
     parser.add_argument("--without", metavar="FILE", help="score once more without the images that FILE names: a text file with a path in each line, or a "
@@ -66,12 +68,15 @@ def main(arguments=None):
     if args.json is not None:
         require_place("--json", args.json)
     run = Run(args.run, args.checkpoint, args.device, args.threads, say)
-    device = run.device
-    say(f"device   {device.name} ({run.chosen}): {device}")
-    say(f"weights  {run.checkpoint}")
-    if args.ten_crop and not run.input.margin:
-        say(f"views    2: pictures are decoded at the input's {run.input.size} pixels, so that the ten crops are one, plain and mirrored")
-    found = run.evaluate(args.data, ten_crop=args.ten_crop, without=args.without, batch=args.batch, warn=say, bar=on_terminal)
+
+    def began(source):
+        say(f"device   {run.device.name} ({run.chosen}): {run.device}")
+        say(f"data     {source} from {shown(source.root)}")
+        say(f"weights  {os.path.join(args.run, run.checkpoint.name)}")
+        if args.ten_crop and not run.input.margin:
+            say(f"views    2: pictures are decoded at the input's {run.input.size} pixels, so that the ten crops are one, plain and mirrored")
+
+    found = run.evaluate(args.data, ten_crop=args.ten_crop, without=args.without, batch=args.batch, warn=say, bar=on_terminal, began=began)
     show(found, args.without)
     if args.json is not None:
         told = {name: getattr(found, name) for name in ("loss", "top1", "top5", "images", "unreadable", "views")}
@@ -85,7 +90,6 @@ def main(arguments=None):
 def show(found, without):
     """Prints an Evaluation; without: the file that named what is left out."""
     classes, counts, mistakes, rest = found.classes, found.confusion, found.mistakes, found.without
-    say(f"data     {found.data}")
     say(line_of(found.loss, found.top1, found.top5, found.images) + ", ten crops of each" * (found.views > 1)
         + f", {found.unreadable} unreadable left out" * bool(found.unreadable))
     if rest is not None:

@@ -146,7 +146,7 @@ class Schedule:
     SHAPES = {"constant": (0, 0), "cosine": (0, 0), "step": (1, 1), "multistep": (1, math.inf), "plateau": (0, 1)}
 
     def __init__(self, text: str, lr: float, steps_per_epoch: int, epochs: int) -> None:
-        self.lr, self.epoch, self.total = lr, steps_per_epoch, max(1, steps_per_epoch * epochs)
+        self.text, self.lr, self.epoch, self.total = text, lr, steps_per_epoch, max(1, steps_per_epoch * epochs)
         shape, *rest = text.split(",")
         self.shape, *numbers = shape.split(":")
         try:
@@ -163,6 +163,9 @@ class Schedule:
         if not known:
             raise UserError(f"--schedule {text!r}: expected constant, cosine, step:EPOCHS, multistep:EPOCH:EPOCH:... or plateau:EPOCHS, then "
                             ",warmup:EPOCHS and ,factor:F (between 0 and 1) if wanted")
+
+    def __repr__(self) -> str:
+        return f"Schedule({self.text!r}, {self.lr:g}, {self.epoch}, {self.total // self.epoch})"
 
     def __call__(self, step: int, metrics: Sequence[dict[str, Any]] = ()) -> float:
         """The learning rate of step 0, 1, 2, ..., with the metrics of the epochs before it ("val_top1" of each)."""

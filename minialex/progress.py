@@ -1,5 +1,6 @@
 """Progress bars. What takes long is handed one of these, and calls it with tqdm's arguments: `with bar(total=10) as b: b.update()`."""
 
+import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -20,8 +21,8 @@ def on_terminal(**about: Any) -> Any:
 
 
 def anywhere(**about: Any) -> Any:
-    """A bar in a notebook, on a terminal or in a log: that of `minialex.fit`."""
+    """A bar in a notebook or on a terminal, and nothing elsewhere: that of `minialex.fit`."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")      # without ipywidgets it says so, and draws a bar of text
         from tqdm.auto import tqdm
-    return tqdm(**{"leave": False, "mininterval": 0.5, **about})
+    return tqdm(**{"disable": False if "ipykernel" in sys.modules else None, "leave": False, "mininterval": 0.5, **about})

@@ -1,9 +1,12 @@
 """python -m minialex.train: trains an AlexNet on folders of images, without arguments on a set that it makes itself."""
 
 import argparse
+import contextlib
+import os
 import signal
 
 from .command import parser_of, run_command, say
+from .device import DEVICES
 from .nets import NETS
 from .progress import on_terminal
 from .run.recipes import RECIPES
@@ -43,7 +46,7 @@ def parse(arguments):
                      "factor:F (default cosine,warmup:1)")
     run = parser.add_argument_group("run")
     run.add_argument("--seed", type=int, help="of weights, order, crops and dropout (default 0)")
-    run.add_argument("--device", choices=["auto", "cpu", "cuda", "numpy"], help="default auto: a working GPU, else the CPU")
+    run.add_argument("--device", choices=DEVICES, help="default auto: a working GPU, else the CPU")
     run.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
     run.add_argument("--workspace-mb", type=float, help="most memory for convolution's columns, all shares together")
     run.add_argument("--out", metavar="DIR", help="run folder (default: a new one in runs/)")
@@ -96,27 +99,26 @@ def begin(arguments=None):
 
 def train(session):
     """Trains to the end, or to a signal, and says how it goes. -> the command's exit code"""
-    trainer, state, bar = session.trainer, session.trainer.state, None
-    with session, Interrupts() as interrupts:
+    trainer, state = session.trainer, session.trainer.state
+    with session, Interrupts() as interrupts, contextlib.ExitStack() as shown:      # of an epoch, its bar
         for at in session.run(interrupts.seen):
-            state = trainer.state
-            if at == "step":
-                bar = bar or on_terminal(total=len(trainer.train), initial=state["batch"] - 1, unit="step", desc=f"epoch {state['epoch'] + 1}/{trainer.epochs}")
+            if at == "begin":
+                bar = shown.enter_context(on_terminal(total=len(trainer.train), initial=state["batch"], unit="step",
+                                                      desc=f"epoch {state['epoch'] + 1}/{trainer.epochs}"))
+            elif at == "step":
                 bar.set_postfix({name: f"{value:.3f}" for name, value in trainer.so_far().items()}, refresh=False)
                 bar.update()
-            elif bar:
-                bar.close()
-                bar = None
+            else:
+                shown.close()
             if at == "epoch":
                 say(line_of(trainer.metrics[-1]))
                 for topic, text in session.remarks():
                     tell(topic, text)
-        if bar:
-            bar.close()
+        shown.close()
         if not trainer.finished:
             say(f"stopped  at step {state['step']}, saved; continue with: python -m minialex.train --resume {session.folder}")
             return 128 + interrupts.signal
-    say(f"done     {state['step']} steps; best validation top-1 {state['best']:.1%}; {session.folder.report}")
+    say(f"done     {state['step']} steps; best validation top-1 {state['best']:.1%}; {os.path.join(str(session.folder), 'report.html')}")
     return 0
 
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from minialex.command import run_command
-from minialex.run.checkpoint import load, same_bits
+from minialex.run import checkpoint
 from minialex.run.folder import RunFolder
 
 TIMES = ("images_per_s", "seconds", "slowest")      # what two equal runs may differ in
@@ -35,6 +35,18 @@ def arguments(pictures, out, *more):
             "--device", "cpu", *more]
 
 
+def load(path):
+    """-> (parameters, kept, state): {name: array}, {"velocity name": array} of the optimizer and "totals", and what was saved beside them."""
+    tensors, state, _ = checkpoint.read(path)
+    parameters = {key.split(" ", 1)[1]: value for key, value in tensors.items() if key.startswith("parameter ")}
+    return parameters, {key: value for key, value in tensors.items() if not key.startswith("parameter ")}, state
+
+
+def same_bits(a, b):
+    """Whether two {name: array} are equal bit for bit."""
+    return a.keys() == b.keys() and all(np.array_equal(a[n].view(np.uint8), b[n].view(np.uint8)) for n in a)
+
+
 def command(main, *args):
     """The exit code of a command, run as the shell would."""
     with pytest.raises(SystemExit) as end:
@@ -53,7 +65,7 @@ def refused(capsys, main, *args):
 
 def copy_of(run, folder):
     """A copy whose files are links, since all files are replaced and none is changed."""
-    return shutil.copytree(run, folder, copy_function=os.link)
+    return shutil.copytree(run, folder, copy_function=os.link, ignore=shutil.ignore_patterns(".lock"))
 
 
 def contents(folder):

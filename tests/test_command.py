@@ -29,10 +29,11 @@ def test_each_command_is_there_under_both_names(name, capsys):
         assert end.value.code == 0 and capsys.readouterr().out.startswith("usage: ")
 
 
-def test_a_usage_names_the_command_as_it_was_called():
-    assert run("train", "--help").stdout.startswith("usage: minialex train ")
-    direct = subprocess.run([sys.executable, "-m", "minialex.train", "--help"], capture_output=True, text=True)
-    assert direct.stdout.startswith("usage: python -m minialex.train ")
+@pytest.mark.parametrize("name", __main__.COMMANDS)
+def test_a_usage_names_the_command_as_it_was_called(name):
+    assert run(name, "--help").stdout.startswith(f"usage: minialex {name} ")
+    direct = subprocess.run([sys.executable, "-m", f"minialex.{name}", "--help"], capture_output=True, text=True)
+    assert direct.stdout.startswith(f"usage: python -m minialex.{name} ")
 
 
 def test_mistakes(capsys):

@@ -456,7 +456,7 @@ def test_a_network_takes_a_devices_name_and_says_what_it_is():
         assert isinstance(own.device, kind) and own.device.float == np.float32
         assert own.input == Input(net.side, net.size) and repr(own) == f"Network of {net!r}, on {own.device.name}, for up to 3 images at a time"
     assert "for evaluation of up to 3 images" in repr(Network(net, own.device, 3, training=False))
-    with pytest.raises(UserError, match="unknown device 'gpu': choose auto, cpu, cuda or numpy"):
+    with pytest.raises(UserError, match="unknown device 'gpu': choose auto, cpu, cuda, numpy"):
         Network(net, "gpu", 3)
 
 

@@ -10,12 +10,11 @@ import time
 import numpy as np
 import pytest
 from PIL import Image
-from runs import arguments, copy_of
+from runs import arguments, copy_of, load, same_bits
 
 from minialex import describe, evaluate, predict, train
 from minialex.errors import UserError
 from minialex.run import session, trainer
-from minialex.run.checkpoint import load, same_bits
 
 
 def test_what_a_run_leaves(finished):
@@ -86,6 +85,17 @@ def test_a_signal_during_validation_and_a_kill_before_the_metrics(pictures, fini
     assert all(json.loads(line)["images_per_s"] > 1 for line in written.splitlines())
     (out / "metrics.jsonl").unlink()
     assert train.main(["--resume", str(out)]) == 0 and (out / "metrics.jsonl").read_text() == written
+
+
+def test_a_long_epoch_is_saved_before_its_validation(pictures, tmp_path, monkeypatch):
+    def killed(*arguments):
+        raise KeyboardInterrupt
+    monkeypatch.setattr(session, "SAVE_EVERY", 0)
+    monkeypatch.setattr(trainer, "validate", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train.main(arguments(pictures, tmp_path / "run"))
+    state = load(tmp_path / "run/last.safetensors")[2]
+    assert (state["batch"], state["step"], state["epoch"]) == (5, 5, 0)
 
 
 def test_two_runs_are_the_same_and_seeds_differ(pictures, finished, tmp_path):

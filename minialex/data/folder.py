@@ -24,7 +24,7 @@ SPLITS = ("train", "val"), ("training", "validation"), ("ILSVRC2012_img_train", 
 INSIDE = "", "ILSVRC/Data/CLS-LOC", "Data/CLS-LOC"
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class ImageFolder:
     root: str  # what the paths are relative to
     classes: list  # names; a label is an index into them
@@ -49,6 +49,9 @@ class ImageFolder:
         return f"{len(self.paths)} images" + f" in {len(self.classes)} classes" * bool(self.classes)
 
     __str__ = describe
+
+    def __repr__(self):
+        return f"ImageFolder {shown(self.root)}: {self}"
 
 
 def find_splits(data=None, train=None, val=None, bar=silent):

@@ -104,7 +104,8 @@ def named(item):
 def _of_array(array):
     """An array as a PIL image."""
     if array.dtype != np.uint8 or array.ndim not in (2, 3) or array.ndim == 3 and array.shape[2] not in (1, 3, 4) or not array.size:
-        raise UnreadableImage(named(array), "expected uint8 of shape (height, width), (height, width, 3) or (height, width, 4), from 0 to 255")
+        raise UnreadableImage(named(array), "expected uint8 of shape (height, width), (height, width, 3) or (height, width, 4), from 0 to 255; "
+                              "floats from 0 to 1 become that by (255 * array).astype('uint8')")
     return Image.fromarray(np.ascontiguousarray(array[..., 0] if array.shape[2:] == (1,) else array))
 
 

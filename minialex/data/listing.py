@@ -37,6 +37,9 @@ class Paths(Sequence):
     def __len__(self):
         return len(self.starts) - 1
 
+    def __repr__(self):
+        return f"{len(self):,} paths, {self[0]} the first" if len(self) else "no paths"
+
     def __getitem__(self, place):
         if isinstance(place, slice):
             return [self[i] for i in range(*place.indices(len(self)))]

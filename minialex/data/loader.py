@@ -33,6 +33,9 @@ class Batch:
     def __len__(self):
         return len(self.index)
 
+    def __repr__(self):
+        return f"Batch of {len(self)} images of {self.images.shape[1]}x{self.images.shape[2]}"
+
 
 class Loader:
     """Batches of a data source's pictures at size x size: their centre squares, or with fit="squash" the whole of each.
@@ -65,6 +68,9 @@ class Loader:
         self._cache = np.empty((count, size, size, 3), np.uint8) if fits else None
         self._cached = np.zeros(count, bool)
         self.cache_bytes = 0 if self._cache is None else self._cache.nbytes
+
+    def __repr__(self):
+        return f"Loader of {self.folder}, in {len(self)} batches of {self.batch} at {self.size}x{self.size}"
 
     def __len__(self):
         return len(self.folder) // self.batch if self.drop_last else -(-len(self.folder) // self.batch)

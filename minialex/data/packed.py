@@ -62,6 +62,9 @@ class Packed:
     def __len__(self):
         return len(self.labels)
 
+    def __repr__(self):
+        return f"Packed {shown(self.root)}: {self}"
+
     def __str__(self):
         return f"{len(self)} images in {len(self.classes)} classes, packed at {self.size} pixels"
 

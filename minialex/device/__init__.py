@@ -5,6 +5,8 @@ from collections.abc import Callable
 from .base import Array, Device
 from .kernel import Kernel, kernel
 
+DEVICES = "auto", "cpu", "cuda", "numpy"
+
 
 def open_device(name: str = "auto", threads: int | None = None, announce: Callable[[str], object] | None = None) -> tuple[Device, str]:
     """The device of that name, and why it was chosen. -> (device, reason)
@@ -17,8 +19,8 @@ def open_device(name: str = "auto", threads: int | None = None, announce: Callab
 
         from .reference import Reference
         return Reference(np.float32), "asked for"
-    if name not in ("auto", "cpu", "cuda"):
-        raise UserError(f"unknown device {name!r}: choose auto, cpu, cuda or numpy")
+    if name not in DEVICES:
+        raise UserError(f"unknown device {name!r}: choose {', '.join(DEVICES)}")
     reason = "asked for"
     if name != "cpu":
         from . import cuda

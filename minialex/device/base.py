@@ -29,6 +29,9 @@ class Device:
     decoders: Any = property(lambda self: self.threads)      # threads that may decode pictures for it
     chunk: int | None = None # images that a share takes through the convolutional layers at a time; None: all of them
 
+    def __repr__(self) -> str:
+        return f"the {self.name} device"
+
     def images_at_once(self, outputs: int) -> int:
         """Images whose columns a convolution with that many outputs per image lays out at a time."""
         return self.chunk or 1 << 30

@@ -55,13 +55,6 @@ def read(path):
     return tensors, state, metadata.get("net")
 
 
-def load(path):
-    """-> (parameters, kept, state): {name: array}, {"velocity name": array} of the optimizer and "totals", and what was saved beside them."""
-    tensors, state, _ = read(path)
-    parameters = {key.split(" ", 1)[1]: value for key, value in tensors.items() if key.startswith("parameter ")}
-    return parameters, {key: value for key, value in tensors.items() if not key.startswith("parameter ")}, state
-
-
 def restore(path, network):
     """Loads a checkpoint into a network; into one that is trained, what its optimizer keeps too. -> state"""
     tensors, state, net = read(path)
@@ -77,8 +70,3 @@ def restore(path, network):
     for name, array in wanted.items():
         network.device.upload(array, tensors[name])
     return state
-
-
-def same_bits(a, b):
-    """Whether two {name: array} are equal bit for bit."""
-    return a.keys() == b.keys() and all(np.array_equal(a[n].view(np.uint8), b[n].view(np.uint8)) for n in a)

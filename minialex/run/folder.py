@@ -11,6 +11,7 @@
 import contextlib
 import io
 import json
+import os
 import re
 from pathlib import Path
 
@@ -28,15 +29,18 @@ CONFIG = {"net": str, "size": int, "input": dict, "classes": list, "threads": in
 
 
 class RunFolder:
-    """A run's folder, which need not be there yet. `last`, `best`, `report` are the paths of its files."""
+    """A run's folder, which need not be there yet. `last`, `best`, `report` are the paths of its files; sentences name it as it was given."""
 
-    def __init__(self, path):
-        self.path = Path(path)
+    def __init__(self, path, numbered=False):
+        self.numbered, self.lock = numbered, None
+        self.name(path)
+
+    def name(self, path):
+        self.given, self.path = Path(path), Path(os.path.abspath(path))      # the working directory may change meanwhile
         self.last, self.best, self.report = (self.path / name for name in ("last.safetensors", "best.safetensors", "report.html"))
-        self.lock = None
 
     def __str__(self):
-        return str(self.path)
+        return str(self.given)
 
     # Who writes
 
@@ -46,9 +50,18 @@ class RunFolder:
             raise UserError(f"{self} holds a run already: continue it with --resume {self}, or give another --out")
 
     def take(self):
-        """Makes the folder, keeps other processes out until `release` or the end of this one, and removes what a kill left half written."""
+        """Makes the folder, keeps others out until `release` or the end of this process, and removes what a kill left half written.
+
+        A numbered one is a new one: if it is there, for another run began in the same second, it gets a number behind its name.
+        """
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            count, given = 1, self.given
+            while self.numbered and self.path.exists():
+                count += 1
+                self.name(f"{given}-{count}")
+            self.path.mkdir(parents=True, exist_ok=not self.numbered)
+        except FileExistsError if self.numbered else ():      # just now
+            return self.take()
         except OSError as error:
             raise UserError(f"the run folder {self} cannot be made ({error.strerror}): give another --out") from None
         try:
@@ -79,8 +92,12 @@ class RunFolder:
         missing = [key for key, kind in CONFIG.items() if not isinstance(config, dict) or not isinstance(config.get(key), kind)]
         try:
             input = None if missing else Input.from_config(config)
+            if not missing and "layers" in config and (not isinstance(config["layers"], dict) or net_of(config).classes != len(config["classes"])):
+                missing = ["layers"]
         except TypeError:
             missing = ["input"]
+        except UserError as error:
+            raise UserError(f"{path} does not describe a run ({error}): it is damaged, or of another version of minialex, which can still use it") from None
         if missing or input.size != config["size"]:
             raise UserError(f"{path} does not describe a run (its {(missing or ['size'])[0]} is missing or not as it should be): it is damaged, or of "
                             "another version of minialex, which can still use it")

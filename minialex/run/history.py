@@ -3,6 +3,8 @@
 import base64
 from typing import Any
 
+from ..errors import UserError
+
 COLUMNS = {"train_loss": "{:.4f}", "train_top1": "{:.1%}", "val_loss": "{:.4f}", "val_top1": "{:.1%}", "val_top5": "{:.1%}", "lr": "{:.2g}",
            "images_per_s": "{:.0f}"}
 
@@ -19,11 +21,18 @@ class History(list):
         self.classes = classes
 
     def __getitem__(self, key: Any) -> Any:
-        return [metrics.get(key) for metrics in self] if isinstance(key, str) else super().__getitem__(key)
+        if isinstance(key, str):
+            if self and not any(key in metrics for metrics in self):
+                raise KeyError(f"no column {key!r}: there are {', '.join({name: None for metrics in self for name in metrics})}")
+            return [metrics.get(key) for metrics in self]
+        found = super().__getitem__(key)
+        return History(found, self.classes) if isinstance(key, slice) else found
 
     @property
     def best(self) -> dict:
         """The epoch with the highest validation top-1, the first of several."""
+        if not self:
+            raise UserError("no epoch yet, so that none is the best")
         return max(self, key=lambda metrics: metrics["val_top1"])
 
     def rows(self) -> list[list[str]]:

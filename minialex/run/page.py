@@ -95,7 +95,7 @@ def write(folder, config, metrics, *, filters=None, groups=1, seen=None, predict
                        f"{filters.shape[0]} x {filters.shape[1]} pixels, each scaled to its own range{towers}.", "first-layer filters"))
     if seen is not None and len(seen):
         section("A batch as the net sees it", "Training images after cropping and augmentation. A person should still be able to name them.",
-                figure("augmented.png", pictures.batch(seen[:SHOWN]), "Pictures from one training batch.", "augmented training images"))
+                figure("augmented.png", pictures.batch(seen), "Pictures from one training batch.", "augmented training images"))
     if any(m.get("layers") for m in metrics):
         last = next(m for m in reversed(metrics) if m.get("layers"))
         columns = {"mean": "{:.3g}", "std": "{:.3g}", "zero": "{:.1%}", "dead": "{:.1%}", "ratio": "{:.1e}"}
@@ -170,6 +170,12 @@ def confused(confusion, most=20):
     return [(int(i), int(j), int(errors[i, j]), int(confusion[i].sum())) for i, j in pairs if errors[i, j]]
 
 
+def at_chance(metrics, classes):
+    """Whether an epoch did not do better than guessing: by its losses, and since a confident mistake costs much, by its accuracy too."""
+    return (classes > 1 and min(metrics["train_loss"], metrics["val_loss"]) > CHANCE * math.log(classes)
+            and max(metrics["train_top1"], metrics["val_top1"]) < 1.5 / classes)
+
+
 def findings(config, metrics):
     """What stands out in the last epoch and what to try, a sentence each."""
     last, classes, found = metrics[-1], len(config["classes"]), []
@@ -183,7 +189,7 @@ def findings(config, metrics):
         if those:
             found.append("In " + ", ".join(f"{name} ({form(value)})" for name, value in those) + f", {what}.")
 
-    if min(last["train_loss"], last["val_loss"]) > CHANCE * guess:
+    if at_chance(last, classes):
         found.append(f"The loss stands at ln({classes}) = {guess:.3f} or above, that of guessing, so nothing is learnt yet: try a larger --lr, more "
                      "epochs of warm-up or --init he, and see that the images are in the right folders.")
     if last["train_top1"] - last["val_top1"] > GAP:

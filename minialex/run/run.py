@@ -2,8 +2,10 @@
 
 import contextlib
 import functools
+import gc
 import os
 import re
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterable
@@ -16,7 +18,8 @@ from PIL import Image
 from ..data.augment import Input
 from ..data.folder import ImageFolder, open_data, open_validation
 from ..data.loader import Loader
-from ..device import open_device
+from ..data.shapes import default_set
+from ..device import DEVICES, open_device
 from ..device.base import Device
 from ..errors import UserError, shown
 from ..nets import Net
@@ -33,13 +36,18 @@ PathLike = str | os.PathLike
 Picture = str | os.PathLike | Image.Image | np.ndarray
 
 
+def python_words(sentence: str) -> str:
+    """Sentences name an option as the command line does (--weight-decay); a caller in Python knows it as weight_decay."""
+    return re.sub(r"(?<![\w/.-])--([a-z][a-z-]*)", lambda option: option[1].replace("-", "_"), sentence)
+
+
 @contextlib.contextmanager
 def as_python():
-    """Sentences name an option as the command line does (--weight-decay); a caller in Python knows it as weight_decay."""
+    """A UserError inside is told in Python's words."""
     try:
         yield
     except UserError as error:
-        raise UserError(re.sub(r"--([a-z][a-z-]*)", lambda option: option[1].replace("-", "_"), str(error))) from None
+        raise UserError(python_words(str(error))) from None
 
 
 class Run:
@@ -49,24 +57,31 @@ class Run:
     its epochs, `checkpoint` the path of the weights in use: the best by validation top-1, or with last=True the latest.
     """
 
-    def __init__(self, folder: PathLike, which: str | None = None, device: str | Device = "auto", threads: int | None = None,
-                 announce: Callable[[str], None] | None = None) -> None:
-        kept = RunFolder(folder)
-        self._kept, self.folder, self.config = kept, kept.path, kept.config()
+    def __init__(self, folder: PathLike | RunFolder, which: str | None = None, device: str | Device | None = "auto", threads: int | None = None,
+                 announce: Callable[[str], None] | None = None, words: Callable[[], Any] = contextlib.nullcontext) -> None:
+        kept = folder if isinstance(folder, RunFolder) else RunFolder(folder)
+        self._kept, self._words, self.folder, self.config = kept, words, kept.given, kept.config()
         self.classes, self.net, self.input = self.config["classes"], net_of(self.config), Input.from_config(self.config)
         self.checkpoint = kept.checkpoint(which)
-        self._asked = device, threads, announce
+        if isinstance(device, str) and device not in DEVICES:
+            raise UserError(f"unknown device {device!r}: choose {', '.join(DEVICES)}")
+        self._asked = device or "auto", threads, announce
         self._network: Network | None = None
         self._busy = threading.RLock()      # one network, one pass at a time
 
     def __repr__(self) -> str:
         history = self.history
         reached = f", {len(history)} epoch{'s' * (len(history) > 1)}, best validation top-1 {history.best['val_top1']:.1%}" if history else ", no epoch yet"
-        return f"Run {self.folder}: {self.net.name}, {len(self.classes)} classes{reached}"
+        return f"Run {self._kept}: {self.net.name}, {len(self.classes)} classes{reached}"
+
+    def __fspath__(self) -> str:
+        return str(self._kept.path)
 
     @property
     def history(self) -> History:
         """The metrics of each epoch, as metrics.jsonl has them now."""
+        if not self._kept.path.is_dir():
+            raise UserError(f"the run folder {self.folder} is no longer there: minialex.load() it from where it is now")
         return History(self._kept.metrics(), len(self.classes))
 
     @functools.cached_property
@@ -79,16 +94,20 @@ class Run:
     @property
     def network(self) -> Network:
         """The trained network, laid out for evaluation; a larger one takes its place where a larger batch is asked for."""
-        return self.network_for(32)
+        with self._words():
+            return self._network_for(32)
 
-    def network_for(self, batch: int) -> Network:
+    def _network_for(self, batch: int) -> Network:
         """The trained network for batches of at least that many images."""
-        if self._network is None or self._network.batch < batch:
-            network = Network(self.net, self.device, batch, input=self.input, training=False, init=None)
-            checkpoint.restore(self.checkpoint, network)
-            network.load_mean(self._kept.mean(self.input))
-            self._network = network
-        return self._network
+        with self._busy:
+            network = self._network
+            if network is None or network.batch < batch:
+                self._network = network = None      # its memory goes first
+                network = Network(self.net, self.device, batch, input=self.input, training=False, init=None)
+                checkpoint.restore(self.checkpoint, network)
+                network.load_mean(self._kept.mean(self.input))
+                self._network = network
+            return network
 
     def predict(self, pictures: Picture | Iterable[Picture], *, top: int = 5, ten_crop: bool = False) -> list[list[tuple[str, float]]]:
         """The likeliest classes of pictures: for each a list of `top` (class, probability), the likeliest first.
@@ -98,39 +117,52 @@ class Run:
         names a picture that cannot be read.
         """
         single = isinstance(pictures, (str, os.PathLike, Image.Image)) or isinstance(pictures, np.ndarray) and pictures.ndim < 4
-        items: list[Any] = [pictures] if single else list(pictures)      # type: ignore[arg-type]
-        if top < 1:
-            raise UserError(f"top {top}: expected at least 1")
+        items: list[Any] = [pictures] if single else list(pictures) if isinstance(pictures, Iterable) else [pictures]
+        for item in items:
+            if not isinstance(item, (str, os.PathLike, Image.Image, np.ndarray)):
+                raise UserError(f"a picture is a path, a PIL image or a uint8 array, not {type(item).__name__} {item!r:.60}")
+        if not isinstance(top, int) or top < 1:
+            raise UserError(f"top {top!r}: expected an integer of at least 1")
         if not items:
             return []
         refused: list[str] = []
         source = ImageFolder(".", [], items, np.full(len(items), -1, np.int32))
-        found = list(self.predictions(source, min(top, len(self.classes)), ten_crop, warn=refused.append))
+        with self._words():
+            try:
+                found = list(self.predictions(source, min(top, len(self.classes)), ten_crop, warn=refused.append))
+            except UserError:      # the loader gives up where none can be read
+                if not refused:
+                    raise
         if refused:
             raise UserError(f"{refused[0].removeprefix('skipped ')}: leave it out" + f" (and {len(refused) - 1} others)" * (len(refused) > 1))
         return [[(self.classes[label], float(p)) for label, p in zip(labels, likely)] for _, labels, likely in found]
 
     def predictions(self, source: Any, top: int, ten_crop: bool = False, batch: int = 32, warn: Callable[[str], Any] | None = None) -> Any:
         """Yields (place in the source, labels (top,), probabilities (top,)) of each picture that can be read; warn(sentence) names the others."""
-        with self._busy:
-            network = self.network_for(min(batch, len(source)))
-            yield from predictions(network, self.loader(source, min(batch, network.batch), warn), top, ten_crop)
+        network = self._network_for(min(batch, len(source)))
+        yield from predictions(network, self._loader(source, min(batch, network.batch), warn), top, ten_crop, self._busy)
 
     def evaluate(self, data: PathLike | None = None, *, ten_crop: bool = False, without: PathLike | None = None, batch: int = 64,
-                 warn: Callable[[str], Any] | None = None, bar: Bar = silent) -> Evaluation:
+                 warn: Callable[[str], Any] | None = None, bar: Bar = silent, began: Callable[[Any], Any] | None = None) -> Evaluation:
         """Scores of labelled pictures: class folders, a list, a packed set, or a folder in which val/ is such (default: the run's own
         validation set).
 
         ten_crop averages the probabilities of ten crops. without: a file that names images, without which they are scored once more.
+        began(data source) is called before the first picture, when all is ready.
         """
-        if data is None:
-            source, data = self.data()[1], self.config["options"]["data"] or self.config["options"]["val"] or "."
-        else:
-            source = open_validation(data, self.classes, bar)
-        left_out, strangers = named_in(without, source, os.fspath(data)) if without is not None else (None, 0)
-        with self._busy:
-            network = self.network_for(min(batch, len(source)))
-            return evaluation(network, self.loader(source, min(batch, network.batch), warn), ten_crop, left_out, strangers, bar)
+        with self._words(), self._busy:
+            asked = data
+            if data is None:
+                data = self.config["options"]["data"] or self.config["options"]["val"] or default_set(bar)
+            try:
+                source = open_validation(data, self.classes, bar)
+            except UserError as error:
+                raise error if asked is not None else UserError(f"{error}; give --data, if the run's data has moved") from None
+            left_out, strangers = named_in(without, source, os.fspath(data)) if without is not None else (None, 0)
+            network = self._network_for(min(batch, len(source)))
+            if began is not None:
+                began(source)
+            return evaluation(network, self._loader(source, min(batch, network.batch), warn), ten_crop, left_out, strangers, bar)
 
     def report(self, data: PathLike | None = None, *, warn: Callable[[str], Any] | None = None) -> Path:
         """Writes report.html and its pictures anew. -> its path
@@ -138,9 +170,9 @@ class Run:
         data: the run's data, if it has moved; where it is gone, the report has no predictions, confusion or augmented batch, and
         warn(sentence) says so.
         """
-        warn = warn or warnings.warn
-        with self._busy:
-            network = self.network_for(self.config["options"]["batch"])
+        warn = warn or heard
+        with self._words(), self._busy:
+            network = self._network_for(self.config["options"]["batch"])
             found = page.first_filters(network)
             try:
                 train, val = self.data(data)
@@ -149,14 +181,14 @@ class Run:
                     raise
                 warn(f"{error}; without its data (--data DIR, if it has moved) the report has no predictions, confusion or augmented batch")
             else:
-                found |= self.shown(network, train, val, warn)
-            page.write(self.folder, self.config, self._kept.metrics(), **found)
-        return self._kept.report
+                found |= self._shown(network, train, val, warn)
+            page.write(self._kept.path, self.config, self._kept.metrics(), **found)
+        return self.folder / "report.html"
 
-    def shown(self, network: Network, train: Any, val: Any, warn: Callable[[str], Any]) -> dict:
+    def _shown(self, network: Network, train: Any, val: Any, warn: Callable[[str], Any]) -> dict:
         """What a report shows of a run's data."""
         collector, input = Collector(network, val), self.input
-        validate(network, self.loader(val, min(self.config["options"]["batch"], network.batch), warn), each=collector)
+        validate(network, self._loader(val, min(self.config["options"]["batch"], network.batch), warn), each=collector)
         seed = self.config["options"]["seed"]
         loader = Loader(train, input.side, page.SHOWN, fit=input.fit, seed=seed, cache_mb=0, warn=warn)
         with contextlib.closing(loader.epoch(0)) as batches:
@@ -172,15 +204,15 @@ class Run:
             raise UserError(f"the classes of {shown(train.root)} are not those of the run")
         return train, val
 
-    def loader(self, source: Any, batch: int, warn: Callable[[str], Any] | None = None) -> Loader:
+    def _loader(self, source: Any, batch: int, warn: Callable[[str], Any] | None = None) -> Loader:
         """Batches of a source's pictures in their order, prepared for this run's network."""
         return Loader(source, self.input.side, batch, fit=self.input.fit, shuffle=False, cache_mb=0, workers=self.device.decoders, warn=warn)
 
 
-def load(run: PathLike, *, last: bool = False, device: str | Device = "auto", threads: int | None = None) -> Run:
+def load(run: PathLike, *, last: bool = False, device: str | Device | None = "auto", threads: int | None = None) -> Run:
     """Takes up a run from its folder, with its best weights, or with last=True its latest. device: "auto", "cpu", "cuda" or "numpy"."""
     with as_python():
-        return Run(run, "last" if last else None, device, threads)
+        return Run(run, "last" if last else None, device, threads, words=as_python)
 
 
 def fit(data: PathLike | None = None, *, net: str | Net | None = None, train: PathLike | None = None, val: PathLike | None = None,
@@ -196,7 +228,7 @@ def fit(data: PathLike | None = None, *, net: str | Net | None = None, train: Pa
     data: a folder with train/CLASS/*.jpg and val/CLASS/*.jpg (or the two apart, as train and val); without any, a small set of ten
     classes that is drawn on first use. net: a name of minialex.nets.NETS (default "half") or a Net of one's own. All other options are
     those of `python -m minialex.train --help`, None for their default. out: the run folder (default: a new one in runs/). resume: a run
-    folder to go on with, bit for bit as if it had not stopped; epochs, device, threads and a data folder that has moved may be given with it.
+    folder to go on with, with the same epochs bit for bit as if it had not stopped; epochs, device, threads and a data folder that has moved may be given with it.
 
     progress shows a bar, in a notebook or a terminal. stop() is asked after each step: once it is true the run is saved and
     returned. on_epoch(metrics) is called after each epoch was saved. An interrupt (KeyboardInterrupt) goes through; what was saved last,
@@ -207,32 +239,56 @@ def fit(data: PathLike | None = None, *, net: str | Net | None = None, train: Pa
                  "augment": augment, "drop_last": drop_last, "optimizer": optimizer, "lr": lr, "schedule": schedule, "momentum": momentum,
                  "weight_decay": weight_decay, "form": form, "bias_lr": bias_lr, "bias_decay": bias_decay, "label_smoothing": label_smoothing,
                  "init": init, "seed": seed, "device": device, "threads": threads, "workspace_mb": workspace_mb}
-        asked |= {name: None if path is None else os.fspath(path) for name, path in (("data", data), ("train", train), ("val", val))}
+        for name, path in ("data", data), ("train", train), ("val", val), ("out", out), ("resume", resume):
+            if not isinstance(path, (str, os.PathLike, type(None))):
+                raise UserError(f"{name}: expected the path of a folder, got {type(path).__name__}")
+            if name in asked:
+                asked[name] = None if path is None else os.fspath(path)
+        for name, function in ("stop", stop), ("on_epoch", on_epoch):
+            if function is not None and not callable(function):
+                raise UserError(f"{name}: expected a function, got {function!r}")
         own = net if isinstance(net, Net) else None
+        if net is not None and not isinstance(net, (str, Net)):
+            raise UserError(f"net: expected a minialex.Net, or the name of one, got {net!r:.80}")
         if own is not None and size not in (None, own.size):
             raise UserError(f"size {size}: the net given is for pictures of {own.size} pixels; leave size out")
         asked["net"] = own.name if own is not None else net
         options, config, folder = settle(asked, out, resume)
-        show = anywhere if progress else silent
-        with Session(options, config, folder, own, tell=heard, bar=show) as session:
-            trainer = session.trainer
-            steps = len(trainer.train) * trainer.epochs
-            with show(total=steps, initial=trainer.state["step"], unit="step", leave=True, desc=str(folder)) as bar:
-                for at in session.run(stop):
-                    if at == "step":
-                        bar.update()
-                        bar.set_postfix({name: f"{value:.3f}" for name, value in trainer.so_far().items()}, refresh=False)
-                    elif at == "epoch":
-                        last = trainer.metrics[-1]
-                        bar.set_description(f"{folder}, epoch {last['epoch']}/{trainer.epochs}: val loss {last['val_loss']:.3f}, top-1 {last['val_top1']:.1%}")
-                        for topic, sentence in session.remarks():
-                            heard(topic, sentence)
-                        if on_epoch is not None:
-                            on_epoch(last)
-            return Run(folder.path, device=session.device)
+        device_used = followed(Session(options, config, folder, own, tell=lambda topic, sentence: heard(sentence, topic), bar=anywhere if progress else silent),
+                               stop, on_epoch)
+    gc.collect()      # tracebacks that the drawing of a report leaves behind hold the training network, and one is enough
+    return Run(folder, device=device_used, words=as_python)
 
 
-def heard(topic: str, sentence: str) -> None:
-    """What a session tells, as Python warnings where it is not as expected."""
-    if topic in ("warning", "skipped"):
-        warnings.warn(sentence, stacklevel=2)
+def followed(session: Session, stop: Callable[[], bool], on_epoch: Callable[[dict], Any] | None) -> Device:
+    """Runs a session to its end beside a bar. -> its device"""
+    trainer, folder = session.trainer, str(session.folder)
+    bar = session.bar(total=len(trainer.train) * trainer.epochs, initial=trainer.state["step"], unit="step", leave=True, desc=folder)
+    try:
+        with session, bar:
+            for at in session.run(stop):
+                if at == "step":
+                    bar.update()
+                    bar.set_postfix({name: f"{value:.3f}" for name, value in trainer.so_far().items()}, refresh=False)
+                elif at == "epoch":
+                    last = trainer.metrics[-1]
+                    bar.set_description(f"{folder}, epoch {last['epoch']}/{trainer.epochs}: val loss {last['val_loss']:.3f}, top-1 {last['val_top1']:.1%}")
+                    for topic, sentence in session.remarks():
+                        heard(sentence, topic)
+                    if on_epoch is not None:
+                        on_epoch(dict(last))
+    except KeyboardInterrupt as interrupt:
+        if hasattr(interrupt, "add_note"):
+            interrupt.add_note(f"minialex.fit(resume={folder!r}) goes on from what was saved last")
+        raise
+    return session.device
+
+
+def heard(sentence: str, topic: str = "warning") -> None:
+    """What is not as expected, as a Python warning of the line that called into minialex."""
+    if topic not in ("warning", "skipped"):
+        return
+    level, frame = 1, sys._getframe()
+    while frame.f_back and frame.f_globals.get("__name__", "").split(".")[0] == __name__.split(".")[0]:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(python_words(sentence), stacklevel=level)

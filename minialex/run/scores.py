@@ -1,5 +1,6 @@
 """What a network makes of labelled pictures: scores of a validation, what a report shows of it, and the full account of an evaluation."""
 
+import contextlib
 import json
 import os
 from dataclasses import dataclass, field
@@ -96,12 +97,14 @@ def probabilities(network, images, labels, views):
     return total / len(views)
 
 
-def predictions(network, loader, top, ten=False):
-    """Yields (place in the listing, labels (top,), probabilities (top,)) of each image that can be read, the likeliest first."""
+def predictions(network, loader, top, ten=False, lock=contextlib.nullcontext()):
+    """Yields (place in the listing, labels (top,), probabilities (top,)) of each image that can be read, the likeliest first; the lock is held
+    while the network works."""
     for batch in loader.epoch(0):
         n = len(batch)
         if n:
-            p = probabilities(network, batch.images, np.zeros(n, np.int32), views_of(network.input, n, ten))
+            with lock:
+                p = probabilities(network, batch.images, np.zeros(n, np.int32), views_of(network.input, n, ten))
             likely = np.argsort(-p, axis=1, kind="stable")[:, :top]
             for place, row, labels in zip(batch.index, p, likely):
                 yield int(place), labels, row[labels]
@@ -143,7 +146,7 @@ def summary(seen, chosen=slice(None)):
 
 @dataclass(eq=False)
 class Evaluation:
-    """How a trained network does on labelled pictures, `data`. `loss`, `top1` and `top5` are means over `images`.
+    """How a trained network does on labelled pictures. `loss`, `top1` and `top5` are means over `images`.
 
     confusion: int64 (classes, classes), how many images of a row's class were taken for a column's. per_image: a dict for each image,
     its "path" relative to the data, "loss", "rank" (0 is a top-1 hit), "label", "predicted" and the "probability" of what was predicted.
@@ -155,7 +158,6 @@ class Evaluation:
     top1: float
     top5: float
     images: int
-    data: str = field(repr=False)
     classes: list[str] = field(repr=False)
     confusion: np.ndarray = field(repr=False)
     per_image: list[dict] = field(repr=False)
@@ -198,7 +200,7 @@ def evaluation(network, loader, ten=False, without=None, strangers=0, bar=silent
         rest = {**summary(seen, ~out), "left_out": int(out.sum()), "strangers": strangers}
         for entry, left_out in zip(entries, out.tolist()):
             entry["left_out"] = left_out
-    return Evaluation(**scores, data=f"{source} from {shown(source.root)}", classes=source.classes, confusion=counts, per_image=entries, unreadable=unreadable, views=10 if ten else 1, without=rest)
+    return Evaluation(**scores, classes=source.classes, confusion=counts, per_image=entries, unreadable=unreadable, views=10 if ten else 1, without=rest)
 
 
 def read_names(path):

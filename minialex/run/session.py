@@ -55,7 +55,7 @@ class Session:
 
     def prepare(self, config, own):
         options, tell, self.fresh = self.options, self.tell, not config
-        if (self.folder.path / ".lock").exists():      # a second run is refused before it takes time and memory
+        if not self.folder.numbered and (self.folder.path / ".lock").exists():      # a second run is refused before it takes time and memory
             self.take_folder(config)
         threads = options["threads"]
         if config and threads is None and config["machine"].get("device") == "cpu":
@@ -73,7 +73,7 @@ class Session:
         options["side"] = self.input.side
         self.config = {"net": net.name, "size": net.size, "input": asdict(self.input), "classes": train.classes, "threads": self.device.threads,
                        "options": options, "machine": describe_machine(self.device), "data": {"train": train.fingerprint(), "val": val.fingerprint()}}
-        if net.name not in nets.NETS or list(net.described().items()) != list(nets.build(net.name, net.classes, net.size).described().items()):
+        if net.name not in nets.NETS or list(net.layers.items()) != list(nets.NETS[net.name][0](net.classes).items()):
             self.config["layers"] = net.described()
         if config:
             self.warn_of_differences(config)
@@ -155,6 +155,8 @@ class Session:
         except UserError as error:
             raise UserError(f"{self.folder.last}: {error}") from None
         self.tell("resume", f"{self.folder} at epoch {trainer.state['epoch'] + 1}, step {trainer.state['step']}")
+        if trainer.finished:
+            self.tell("warning", f"{self.folder} has its {trainer.epochs} epochs already, and nothing is left to train: give more --epochs")
 
     def begin_folder(self):
         """Keeps what the run is, and a report that a kill has prevented."""
@@ -182,7 +184,7 @@ class Session:
                 whole = at == "step" and trainer.state["batch"] == len(trainer.train)      # its last step is yet to be looked at
                 if at == "epoch":
                     self.keep_epoch()
-                elif not whole and time.monotonic() - self.saved_at > SAVE_EVERY:
+                elif at != "begin" and not whole and time.monotonic() - self.saved_at > SAVE_EVERY:
                     self.save()
                 yield at
             if not trainer.finished:
@@ -220,7 +222,7 @@ class Session:
         unread = len(self.trainer.train.unreadable), len(self.trainer.val.unreadable)
         if any(unread) and metrics["epoch"] == 1:
             yield "skipped", f"left out {unread[0]} unreadable training images and {unread[1]} validation images"
-        if classes > 1 and min(metrics["train_loss"], metrics["val_loss"]) > page.CHANCE * math.log(classes):
+        if page.at_chance(metrics, classes):
             yield "warning", (f"the loss stays at ln({classes}) = {math.log(classes):.3f} or above, that of guessing: nothing is learnt so far. "
                               + ("Try --init he: the published initialisation needs much data and time" if self.options["init"] == "published" else
                                  "Try a larger --lr, more epochs of warm-up, or fewer classes; and see that the images are in the right folders"))

@@ -1,7 +1,9 @@
 """What a run is asked to be: options filled in from a recipe or from the run to resume, and checked."""
 
 import math
+import os
 import time
+from numbers import Integral, Real
 from pathlib import Path
 
 from ..data.augment import Input
@@ -15,6 +17,8 @@ DEFAULTS = {"net": "half", "epochs": 30, "batch": 64, "lr": 0.01, "momentum": 0.
             "optimizer": "sgd", "bias_lr": 1.0, "bias_decay": 0.0, "label_smoothing": 0.0, "drop_last": False}
 # All that can be asked for.
 OPTIONS = "data", "train", "val", "device", "threads", "recipe", *DEFAULTS
+INTEGERS = "epochs", "batch", "size", "side", "threads", "seed"
+NUMBERS = "lr", "momentum", "weight_decay", "bias_lr", "bias_decay", "label_smoothing", "workspace_mb"
 SGD_ONLY = "momentum", "weight_decay", "form", "bias_lr", "bias_decay"
 SHAPES_DEFAULTS = {"epochs": 8, "batch": 32, "size": 98}       # reaches 97 % on the built-in set in a minute on two cores
 CHOICES = {"fit": ("crop", "squash"), "optimizer": ("sgd", "adam"), "form": ("2012", "torch"), "init": ("he", "published", "2012-code")}
@@ -23,7 +27,13 @@ RESUMED = "epochs", "device", "threads", "data", "train", "val"       # what may
 
 def settle(given, out=None, resume=None):
     """-> (options, config of the run to resume or None, its RunFolder). given: {option: value, or None where it is not asked for}"""
+    given = {name: typed(name, value) for name, value in given.items()}
+    for name, path in ("data", given["data"]), ("train", given["train"]), ("val", given["val"]), ("out", out), ("resume", resume):
+        if path is not None and not os.fspath(path):
+            raise UserError(f"--{name} is empty: name a folder, or leave it out")
     if resume is not None:
+        if out is not None:
+            raise UserError("--out cannot be given with --resume, which goes on in the folder of the run")
         return resumed(given, RunFolder(resume))
     if given["recipe"] not in (None, *RECIPES):
         raise UserError(f"--recipe {given['recipe']}: choose one of {', '.join(RECIPES)}")
@@ -39,9 +49,27 @@ def settle(given, out=None, resume=None):
             options[name] = None
     options["augment"] = ",".join(filter(None, (own.get("augment"), given["augment"])))      # later keys win
     check_ranges(options)
-    folder = RunFolder(out or unused(Path("runs"), time.strftime(f"{options['net']}-%Y%m%d-%H%M%S")))
-    folder.require_new()
+    folder = RunFolder(out or Path("runs", options["net"] + time.strftime("-%Y%m%d-%H%M%S")), numbered=out is None)
+    if out is not None:
+        folder.require_new()
     return options, None, folder
+
+
+def typed(name, value):
+    """An option's value as config.json keeps it: numpy's numbers become Python's, and what is of another kind is refused."""
+    if value is None:
+        return None
+    if name in INTEGERS:
+        kind, word, fits = int, "an integer", isinstance(value, Integral) and not isinstance(value, bool)
+    elif name in NUMBERS:
+        kind, word, fits = float, "a number", isinstance(value, Real) and not isinstance(value, bool)
+    elif name == "drop_last":
+        kind, word, fits = bool, "True or False", isinstance(value, bool)
+    else:
+        kind, word, fits = str, "a text", isinstance(value, str)
+    if not fits:
+        raise UserError(f"--{name.replace('_', '-')} {value!r}: expected {word}")
+    return kind(value)
 
 
 def resumed(given, folder):
@@ -58,12 +86,6 @@ def resumed(given, folder):
         options |= {name: given[name] for name in ("data", "train", "val")}
     check_ranges(options)
     return options, config, folder
-
-
-def unused(above, name):
-    """A folder of that name that is not there yet: two runs may begin in the same second."""
-    names = (name if count == 1 else f"{name}-{count}" for count in range(1, 1000))
-    return next(above / name for name in names if not (above / name).exists())
 
 
 def check_ranges(options):

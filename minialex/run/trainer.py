@@ -35,10 +35,11 @@ class Trainer:
         self.state: dict[str, Any] = {"epoch": 0, "batch": 0, "step": 0, "sums": [0.0, 0, 0], "seconds": 0.0, "metrics": [], "best": -1.0}
         self.unread = 0         # images that the sums do not have yet
         self.last: tuple | None = None        # of the last step: its images, labels and views, its number and rate
+        self.rate = 0.0
         self.collector: Collector | None = None
         self.times: dict[str, float] = {}
         self.waited = 0, 0.0
-        self.began = self.read_at = time.monotonic()
+        self.began, self.read_at = time.perf_counter(), time.monotonic()
 
     @property
     def metrics(self) -> list[dict]:
@@ -58,10 +59,12 @@ class Trainer:
     def run(self, stop: Callable[[], bool] = lambda: False) -> Iterator[str]:
         """Trains to the last epoch, or until stop() is true after a step or in a validation.
 
-        Yields "step" after each batch, "validate" before a validation and "epoch" after it, when `metrics` has the epoch's.
+        Yields "begin" before the first batch of an epoch, "step" after each, "validate" before its validation and "epoch" after it, when
+        `metrics` has the epoch's.
         """
         state = self.state
         while not self.finished:
+            yield "begin"
             self.began = time.perf_counter()
             with contextlib.closing(self.train.epoch(state["epoch"], state["batch"])) as batches:
                 for batch in batches:
@@ -92,7 +95,7 @@ class Trainer:
         rate = self.schedule(state["step"], state["metrics"])
         timed = state["batch"] == len(self.train) // 2      # one step an epoch is looked at closely
         took = self.network.train_step(batch.images, batch.labels, views, state["step"], rate, timed)
-        self.last, self.times = (batch.images, batch.labels, views, state["step"], rate), took or self.times
+        self.last, self.rate, self.times = (batch.images, batch.labels, views, state["step"], rate), rate, took or self.times
         state["step"] += 1
         self.unread += n
 
@@ -121,12 +124,14 @@ class Trainer:
             self.diverged("network")
 
     def diverged(self, what: str) -> NoReturn:
-        raise Diverged(f"the {what} is not finite at step {self.state['step']} (epoch {self.state['epoch'] + 1}): try a smaller --lr, "
+        than = f" than {self.schedule.lr:g}" if hasattr(self.schedule, "lr") else ""
+        raise Diverged(f"the {what} is not finite at step {self.state['step']} (epoch {self.state['epoch'] + 1}): try a smaller --lr{than}, "
                        "a longer warm-up, or --init he")
 
     def layers(self) -> dict[str, dict]:
         """What the last step has left in each layer, as Network.statistics tells it."""
         self.last = self.last or self.last_of(self.state["epoch"])
+        self.rate = self.last[-1]
         return self.network.statistics(*self.last)
 
     def last_of(self, epoch: int) -> tuple:
@@ -144,12 +149,11 @@ class Trainer:
             self.diverged("validation loss")
         state = self.state
         loss, hits, count = state["sums"]
-        *_, rate = self.last or self.last_of(state["epoch"])
         if count == 0:
             raise UserError(f"no training image could be read from {self.train.folder.root}")
         metrics = {"epoch": state["epoch"] + 1, "step": state["step"], "train_loss": loss / count, "train_top1": hits / count,
                    "val_loss": scores["loss"], "val_top1": scores["top1"], "val_top5": scores["top5"], "images_per_s": count / state["seconds"],
-                   "lr": rate, "layers": layers, **self.time_split()}
+                   "lr": self.rate, "layers": layers, **self.time_split()}
         if self.train.drop_last and scores["whole"] is not None:
             metrics["val_top1_whole_batches"] = scores["whole"]
         state |= {"epoch": state["epoch"] + 1, "batch": 0, "sums": [0.0, 0, 0], "seconds": 0.0, "metrics": state["metrics"] + [metrics]}

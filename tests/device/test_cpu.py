@@ -14,9 +14,8 @@ import pytest
 
 from minialex import nets
 from minialex.data.augment import Input
-from minialex.device import compiler
+from minialex.device import compiler, open_device
 from minialex.device import cpu as module
-from minialex.device import open_device
 from minialex.device.compiler import FLAGS, Builder
 from minialex.device.cpu import CPU, onednn_wheel
 from minialex.device.kernel import source_text, sources

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from runs import load
 from simt import stand_in
 from simt.device import why_not
 from test_network import drawn, mini, small
@@ -31,7 +32,6 @@ from minialex.nets import build
 from minialex.network import Network
 from minialex.ops.relu import relu_in_place
 from minialex.ops.softmax import cross_entropy_rows
-from minialex.run.checkpoint import load
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent / "benchmarks"))
 import sides  # noqa: E402

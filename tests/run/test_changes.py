@@ -6,12 +6,11 @@ import signal
 from functools import partial
 
 import pytest
-from runs import arguments, contents, copy_of, refused, timeless
+from runs import arguments, contents, copy_of, load, refused, timeless
 
 from minialex import train
 from minialex.data.loader import Loader
 from minialex.run import session
-from minialex.run.checkpoint import load
 from minialex.run.trainer import Trainer
 
 

@@ -7,14 +7,13 @@ import signal
 
 import numpy as np
 import pytest
-from runs import arguments, assert_same_run, command, contents, copy_of, refused, replaced
+from runs import arguments, assert_same_run, command, contents, copy_of, load, refused, replaced
 from safetensors.numpy import load_file, save_file
 from test_network import mini, network
 
 from minialex import evaluate, predict, report, train
 from minialex.errors import UserError
 from minialex.run import checkpoint
-from minialex.run.checkpoint import load
 from minialex.run.trainer import Trainer
 
 
@@ -143,6 +142,9 @@ CONFIGS = {
     "classes of another kind": lambda config: json.dumps(config | {"classes": 3}).encode(),
     "an input of a later version": lambda config: json.dumps(config | {"input": config["input"] | {"gamma": 2}}).encode(),
     "an unknown net": lambda config: json.dumps(config | {"net": "resnet", "options": config["options"] | {"net": "resnet"}}).encode(),
+    "layers of another kind": lambda config: json.dumps(config | {"net": "own", "layers": 5}).encode(),
+    "a layer that is none": lambda config: json.dumps(config | {"net": "own", "layers": {"fc": {"op": "Conv9"}}}).encode(),
+    "a net of other classes": lambda config: json.dumps(config | {"net": "own", "layers": {"fc": {"op": "Dense", "features": 2, "relu": False}}}).encode(),
     "another size of input": lambda config: json.dumps(config | {"input": config["input"] | {"size": 71}}).encode(),
 }
 

@@ -7,11 +7,10 @@ import subprocess
 import sys
 
 import pytest
-from runs import arguments, assert_all_can_be_read, assert_same_run, contents, copy_of, left_behind, refused
+from runs import arguments, assert_all_can_be_read, assert_same_run, contents, copy_of, left_behind, load, refused
 
 from minialex import files, train
 from minialex.run import folder, trainer
-from minialex.run.checkpoint import load
 
 
 @pytest.fixture

@@ -10,11 +10,10 @@ import time
 
 import numpy as np
 import pytest
-from runs import arguments, assert_all_can_be_read, assert_same_run, command, copy_of, replaced, timeless
+from runs import arguments, assert_all_can_be_read, assert_same_run, command, copy_of, load, replaced, timeless
 
 from minialex import train
 from minialex.run import trainer
-from minialex.run.checkpoint import load
 from minialex.run.trainer import Trainer
 
 # A run whose checkpoints come often and whose steps take their time, and which kills itself at the COUNT-th passing of PLACE.

@@ -35,7 +35,8 @@ from minialex.data import __main__ as data_command
     (["--data", "{data}/list"], "{data}/list/train.txt, line 2: expected the path of an image, a space and a label"),
     (["--data", "{data}/file"], "{data}/file is not a folder"),
     (["--train", "{pictures}/train"], "both a training and a validation folder"),
-    (["--resume", "{finished}"], "--size cannot be given with --resume"),
+    (["--resume", "{finished}"], "--out cannot be given with --resume"),
+    (["--data", ""], "--data is empty"),
     (["--out", "{finished}"], "{finished} holds a run already: continue it with --resume {finished}"),
 ])
 def test_mistakes(pictures, finished, places, tmp_path, capsys, options, words):

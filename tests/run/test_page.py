@@ -255,7 +255,7 @@ def test_most_confused_pairs():
 
 
 @pytest.mark.parametrize("metrics, words", [
-    ([epoch(1, train_loss=2.31, val_loss=2.30)], ["ln(10) = 2.303", "--lr"]),
+    ([epoch(1, train_loss=2.31, val_loss=2.30, train_top1=0.1, val_top1=0.11)], ["ln(10) = 2.303", "--lr"]),
     ([epoch(1, train_top1=0.98, val_top1=0.6)], ["98.0 %", "60.0 %", "by heart", "--weight-decay"]),
     ([epoch(1, val_loss=0.5), epoch(2, val_loss=0.6), epoch(3, val_loss=0.9)], ["after epoch 1, 0.500", "risen to 0.900", "fewer epochs"]),
     ([epoch(1, layer={"zero": 0.97})], ["conv2 (97.0 %)", "zero", "--lr"]),
@@ -274,6 +274,7 @@ def test_a_healthy_run_has_no_findings(tmp_path, no_plots):
     assert page.findings(config(), [epoch(1), epoch(2), epoch(3)]) == []
     assert page.findings(config(), [epoch(1), epoch(2, layer={"ratio": 1e-9}, lr=1e-6)]) == []      # the schedule's end
     assert page.findings(config(), [epoch(1, old=True)]) == []
+    assert page.findings(config(), [epoch(1, train_loss=2.31, val_loss=2.30)]) == []      # confident mistakes, and far more hits than by guessing
     m = epoch(1)
     m["layers"]["fc8"]["dead"] = 0.3      # usual in a dense layer, too many in a convolution
     assert page.findings(config(), [m]) == [] and len(page.findings(config(), [epoch(1, layer={"dead": 0.3})])) == 1

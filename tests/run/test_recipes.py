@@ -5,14 +5,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from runs import draw_classes
+from runs import draw_classes, load, same_bits
 
 from minialex import evaluate, nets, train
 from minialex.data.augment import Input
 from minialex.errors import UserError
 from minialex.optim import SGD, Adam, Schedule
 from minialex.run import settings
-from minialex.run.checkpoint import load, same_bits
 from minialex.run.folder import RunFolder
 from minialex.run.recipes import RECIPES
 from minialex.run.settings import DEFAULTS, optimizer_of, settle

@@ -8,11 +8,10 @@ import sys
 import time
 
 import pytest
-from runs import arguments, assert_same_run, command, contents, copy_of, refused
+from runs import arguments, assert_same_run, command, contents, copy_of, load, refused
 
 from minialex import train
 from minialex.run import session
-from minialex.run.checkpoint import load
 from minialex.run.trainer import Trainer
 
 
@@ -51,6 +50,7 @@ def test_a_second_ctrl_c_ends_at_once(pictures, tmp_path, capsys, monkeypatch):
 
 SIGNALLED = """
 import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)      # a shell's background jobs ignore it
 from minialex import train
 from minialex.command import run_command
 from minialex.run import session
