@@ -6,7 +6,8 @@ fit() trains a net on folders of pictures, load() takes up a run; Net and its la
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from .version import __version__
+
 
 if TYPE_CHECKING:
     from . import functional, gradcheck, nets
@@ -25,13 +26,14 @@ if TYPE_CHECKING:
     from .ops.pool import MaxPool
     from .ops.relu import ReLU
     from .optim import SGD, Adam, Schedule
+    from .run.fit import fit
     from .run.history import History
-    from .run.run import Run, fit, load
+    from .run.run import Run, load
     from .run.scores import Evaluation
     from .run.trainer import Trainer
 
 # Where each name is: taken from there when it is first asked for, so that `import minialex` costs nothing.
-_PLACES = {"fit": "run.run", "load": "run.run", "Run": "run.run", "History": "run.history", "Evaluation": "run.scores", "Trainer": "run.trainer",
+_PLACES = {"fit": "run.fit", "load": "run.run", "Run": "run.run", "History": "run.history", "Evaluation": "run.scores", "Trainer": "run.trainer",
            "Net": "nets", "Network": "network", "Conv": "ops.conv", "Dense": "ops.dense", "Dropout": "ops.dropout", "LRN": "ops.lrn",
            "MaxPool": "ops.pool", "ReLU": "ops.relu", "SGD": "optim", "Adam": "optim", "Schedule": "optim", "Input": "data.augment",
            "Loader": "data.loader", "open_data": "data.folder", "picture": "data.image", "open_device": "device", "UserError": "errors"}

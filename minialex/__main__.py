@@ -4,8 +4,8 @@ import argparse
 import importlib
 import sys
 
-from . import __version__
 from .command import run_command
+from .version import __version__
 
 COMMANDS = {
     "train": "train a net on folders of images, or go on with a run",

@@ -9,8 +9,8 @@ import minialex
 ROOT = Path(minialex.__file__).parent
 COMMANDS = {"train", "evaluate", "predict", "report", "describe", "selftest", "gradcheck", "data.__main__", "__main__"}
 # From the ground up. A file may use those of its own floor, without a circle, and of the floors below.
-FLOORS = [{"errors", "philox", "progress"}, {"files"}, {"device"}, {"ops"}, {"optim", "data"}, {"nets", "layout", "network"}, {"functional"},
-          {"run"}, {"command"}, {"gradcheck"}, COMMANDS - {"gradcheck"}]
+FLOORS = [{"errors", "philox", "progress", "version"}, {"files"}, {"device"}, {"ops"}, {"optim", "data"}, {"nets", "layout", "network"}, {"functional"},
+          {"run"}, {"command"}, {"gradcheck"}, COMMANDS - {"gradcheck"}, {"__init__"}]
 
 
 def module_of(path):
@@ -19,20 +19,20 @@ def module_of(path):
 
 def imports(path, modules):
     """The modules of the package that a file imports, at its head or inside a function."""
-    here = [*module_of(path).split(".")] if path.name == "__init__.py" else module_of(path).split(".")[:-1]
+    here = path.relative_to(ROOT).parent.parts
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.level:
             base = [*here[:len(here) - node.level + 1], *(node.module or "").split(".")]
             base = [part for part in base if part]
             for alias in node.names:
-                for name in ".".join([*base, alias.name]), ".".join(base):
+                for name in ".".join([*base, alias.name]), ".".join(base) or "__init__":
                     if name in modules:
                         yield name
                         break
 
 
 def graph():
-    files = {module_of(path): path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py"}      # which hands names on
+    files = {module_of(path): path for path in ROOT.rglob("*.py")}
     return {name: set(imports(path, files)) - {name} for name, path in files.items()}
 
 
@@ -53,11 +53,12 @@ def test_nobody_needs_the_one_above():
 
 
 def test_a_circle_or_a_step_up_would_be_seen(tmp_path, monkeypatch):
-    for name, text in {"errors": "from .files import x", "files": "def f():\n    from . import errors", "optim": "from .run import session", "run/session": ""}.items():
+    for name, text in {"errors": "from .files import x", "files": "def f():\n    from . import errors", "optim": "from .run import session", "run/session": "from .. import fit",
+                       "__init__": "from .run import session"}.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / f"{name}.py").write_text(text)
     monkeypatch.setattr("test_structure.ROOT", tmp_path)
-    assert graph() == {"errors": {"files"}, "files": {"errors"}, "optim": {"run.session"}, "run.session": set()}
+    assert graph() == {"errors": {"files"}, "files": {"errors"}, "optim": {"run.session"}, "run.session": {"__init__"}, "__init__": {"run.session"}}
     assert floor_of("run.session") > floor_of("optim")
 
 

@@ -8,7 +8,7 @@ import time
 from dataclasses import asdict
 from importlib.metadata import version
 
-from .. import __version__, nets
+from .. import nets
 from ..data.augment import Input, measure
 from ..data.folder import open_data
 from ..data.loader import Loader
@@ -17,6 +17,7 @@ from ..errors import UserError
 from ..network import Network
 from ..optim import Schedule
 from ..progress import silent
+from ..version import __version__
 from . import checkpoint, page
 from .folder import net_of
 from .scores import Collector, validate
@@ -78,20 +79,8 @@ class Session:
         if config:
             self.warn_of_differences(config)
         resumed = config and self.has_checkpoint()
-        network = Network(net, self.device, options["batch"], input=self.input, optimizer=optimizer_of(options), smoothing=options["label_smoothing"],
-                          init=None if resumed else options["init"], seed=options["seed"], workspace_mb=options["workspace_mb"])
-        network.load_mean(self.mean)
-        tell("net", f"{net.name}, {net.size}x{net.size}, {sum(a.size for a in network.parameters.values()):,} parameters, "
-             f"{net.macs() / 1e9:.3f} GMAC per image; a step of {options['batch']} takes {network.layout.bytes() / 2**20:,.0f} MB")
-        common = {"seed": options["seed"], "workers": self.device.decoders, "warn": lambda text: tell("skipped", text), "fit": self.input.fit}
-        train = Loader(train, self.input.side, options["batch"], drop_last=options["drop_last"], **common)
-        # Where Keras counts whole batches only, it must not always be the last class that is left out.
-        val = Loader(val, self.input.side, options["batch"], shuffle=options["drop_last"], **common)
-        if kept := train.cache_bytes + val.cache_bytes:
-            tell("memory", f"decoded pictures come to take {kept / 2**20:,.0f} MB besides")
-        if not len(train):
-            raise UserError(f"--batch {options['batch']}: the {len(train.folder)} images of {train.folder.root} do not fill one, "
-                            "and --drop-last leaves out what is less")
+        network = self.network_of(net, drawn=not resumed)
+        train, val = self.loaders(train, val)
         schedule = Schedule(options["schedule"], options["lr"], len(train), options["epochs"])
         self.trainer = Trainer(network, train, val, schedule, epochs=options["epochs"], seed=options["seed"])
         if not self.folder.lock:
@@ -99,6 +88,29 @@ class Session:
         if resumed:
             self.load()
         self.saved_at = time.monotonic()
+
+    def network_of(self, net, drawn):
+        """The network to train; drawn: with its first weights."""
+        options = self.options
+        network = Network(net, self.device, options["batch"], input=self.input, optimizer=optimizer_of(options), smoothing=options["label_smoothing"],
+                          init=options["init"] if drawn else None, seed=options["seed"], workspace_mb=options["workspace_mb"])
+        network.load_mean(self.mean)
+        self.tell("net", f"{net.name}, {net.size}x{net.size}, {net.count():,} parameters, {net.macs() / 1e9:.3f} GMAC per image; "
+                  f"a step of {options['batch']} takes {network.layout.bytes() / 2**20:,.0f} MB")
+        return network
+
+    def loaders(self, train, val):
+        options, warn = self.options, lambda text: self.tell("skipped", text)
+        common = {"seed": options["seed"], "workers": self.device.decoders, "warn": warn, "fit": self.input.fit}
+        train = Loader(train, self.input.side, options["batch"], drop_last=options["drop_last"], **common)
+        # Where Keras counts whole batches only, it must not always be the last class that is left out.
+        val = Loader(val, self.input.side, options["batch"], shuffle=options["drop_last"], **common)
+        if kept := train.cache_bytes + val.cache_bytes:
+            self.tell("memory", f"decoded pictures come to take {kept / 2**20:,.0f} MB besides")
+        if not len(train):
+            raise UserError(f"--batch {options['batch']}: the {len(train.folder)} images of {train.folder.root} do not fill one, "
+                            "and --drop-last leaves out what is less")
+        return train, val
 
     def net_for(self, train, config, own):
         net = net_of(config) if config else own or nets.build(self.options["net"], len(train.classes), self.options["size"])
