@@ -95,8 +95,8 @@ class Net:
         if not isinstance(self.layers, dict) or not self.layers:
             raise UserError(f'{self.name}: expected layers by name, such as {{"conv1": Conv(48, 11, stride=4), "fc2": Dense(10, relu=False)}}, '
                             f"got {self.layers!r}")
-        if not isinstance(self.name, str) or not re.fullmatch(r"\w[\w .+-]*", self.name):
-            raise UserError(f"a net's name is a part of its run folder's: expected letters, digits, spaces and - + . _ behind a letter or digit, got {self.name!r}")
+        if not isinstance(self.name, str) or not self.name.isprintable() or set("/\\") & set(self.name) or not self.name.strip(" .") or self.name[0] == ".":
+            raise UserError(f"a net's name is a part of its run folder's: expected a name without slashes that begins with no dot, got {self.name!r}")
         if isinstance(self.size, bool) or not isinstance(self.size, int) or self.size < 1:
             raise UserError(f"{self.name}: expected a size of 1 pixel or more, got {self.size!r}")
         self.layers, self.inputs, self.outputs = dict(self.layers), {}, {}

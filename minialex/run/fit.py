@@ -62,10 +62,9 @@ def fit(data: PathLike | None = None, *, net: str | Net | None = None, train: Pa
 
 def followed(session: Session, stop: Callable[[], bool], on_epoch: Callable[[dict], Any] | None) -> Device:
     """Runs a session to its end beside a bar. -> its device"""
-    trainer, folder = session.trainer, str(session.folder)
-    bar = session.bar(total=len(trainer.train) * trainer.epochs, initial=trainer.state["step"], unit="step", leave=True, desc=folder)
+    trainer, folder, steps = session.trainer, str(session.folder), len(session.trainer.train) * session.trainer.epochs
     try:
-        with session, bar:
+        with session, session.bar(total=steps, initial=trainer.state["step"], unit="step", leave=True, desc=folder) as bar:
             for at in session.run(stop):
                 if at == "step":
                     bar.update()

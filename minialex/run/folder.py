@@ -50,18 +50,9 @@ class RunFolder:
             raise UserError(f"{self} holds a run already: continue it with --resume {self}, or give another --out")
 
     def take(self):
-        """Makes the folder, keeps others out until `release` or the end of this process, and removes what a kill left half written.
-
-        A numbered one is a new one: if it is there, for another run began in the same second, it gets a number behind its name.
-        """
+        """Makes the folder, keeps others out until `release` or the end of this process, and removes what a kill left half written."""
         try:
-            count, given = 1, self.given
-            while self.numbered and self.path.exists():
-                count += 1
-                self.name(f"{given}-{count}")
-            self.path.mkdir(parents=True, exist_ok=not self.numbered)
-        except FileExistsError if self.numbered else ():      # just now
-            return self.take()
+            self.make()
         except OSError as error:
             raise UserError(f"the run folder {self} cannot be made ({error.strerror}): give another --out") from None
         try:
@@ -73,6 +64,18 @@ class RunFolder:
             if UNFINISHED.fullmatch(path.name):
                 with contextlib.suppress(OSError):
                     path.unlink()
+
+    def make(self):
+        """Makes it; a numbered one is always new: if it is there, since another run began in the same second, it gets a number behind its name."""
+        given, count = self.given, 1
+        while True:
+            try:
+                return self.path.mkdir(parents=True, exist_ok=not self.numbered)
+            except FileExistsError:
+                if not self.numbered:      # it is a file
+                    raise
+                count += 1
+                self.name(f"{given}-{count}")
 
     def release(self):
         if self.lock:

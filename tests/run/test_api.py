@@ -255,6 +255,9 @@ def test_mistakes_of_a_run_name_the_argument(finished):
                         ("^top 0", lambda: run.predict("a.jpg", top=0))):
         with pytest.raises(minialex.UserError, match=words):
             call()
+    for name in "../x", "a/b", "", ".", "..", "a\\b", 3, "a\nb":
+        with pytest.raises(minialex.UserError, match="without slashes"):
+            minialex.Net({"fc": minialex.Dense(3, relu=False)}, size=8, name=name)
 
 
 def test_two_runs_that_begin_in_the_same_second(pictures, tmp_path, monkeypatch):
@@ -287,11 +290,11 @@ def test_accuracy_above_chance_is_no_failure_whatever_the_loss():
     assert page.at_chance(bad, 3) and not page.at_chance(bad | {"train_top1": 0.8}, 3) and not page.at_chance(bad | {"val_loss": 0.9}, 3)
 
 
-def test_reprs():
-    train, _ = minialex.open_data()
-    loader = minialex.Loader(train, 64, 32)
-    assert repr(train).startswith("ImageFolder ") and repr(train).endswith("3000 images in 10 classes") and repr(train.paths).startswith("3,000 paths, ")
-    assert repr(loader) == "Loader of 3000 images in 10 classes, in 94 batches of 32 at 64x64" and repr(next(loader.epoch(0))) == "Batch of 32 images of 64x64"
+def test_reprs(pictures):
+    train, _ = minialex.open_data(pictures)
+    loader = minialex.Loader(train, 64, 8)
+    assert repr(train) == f"ImageFolder {pictures / 'train'}: 37 images in 3 classes" and repr(train.paths) == f"37 paths, {train.paths[0]} the first"
+    assert repr(loader) == "Loader of 37 images in 3 classes, in 5 batches of 8 at 64x64" and "Batch of " in repr(next(loader.epoch(0)))
     assert repr(minialex.Schedule("cosine", 0.01, 94, 3)) == "Schedule('cosine', 0.01, 94, 3)" and repr(minialex.open_device("numpy")[0]) == "the numpy device"
 
 
