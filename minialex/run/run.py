@@ -137,7 +137,9 @@ class Run:
             try:
                 source = open_validation(data, self.classes, bar)
             except UserError as error:
-                raise error if asked is not None else UserError(f"{error}; give --data, if the run's data has moved") from None
+                if asked is not None:
+                    raise
+                raise UserError(f"{error}; give --data, if the run's data has moved") from None
             left_out, strangers = named_in(without, source, os.fspath(data)) if without is not None else (None, 0)
             network = self._network_for(min(batch, len(source)))
             if began is not None:
@@ -186,7 +188,8 @@ class Run:
 
     def _loader(self, source: Any, batch: int, warn: Callable[[str], Any] | None = None) -> Loader:
         """Batches of a source's pictures in their order, prepared for this run's network."""
-        return Loader(source, self.input.side, batch, fit=self.input.fit, shuffle=False, cache_mb=0, workers=self.device.decoders, warn=warn)
+        return Loader(source, self.input.side, batch, fit=self.input.fit, shuffle=False, cache_mb=0, workers=self.device.decoders,
+                      warn=warn or heard)
 
 
 def load(run: PathLike, *, last: bool = False, device: str | Device | None = "auto", threads: int | None = None) -> Run:

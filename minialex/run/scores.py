@@ -14,6 +14,7 @@ from ..ops.softmax import label_rank
 from ..progress import silent
 
 HANDFUL = 10            # pictures whose predictions a report shows
+FEW = 20                # classes whose confusion is shown beside their accuracies
 MOST_CLASSES = 4096     # beyond which a confusion matrix takes more memory than it tells
 LEAST = np.finfo(np.float32).tiny      # a mean probability below it is taken for it, so that its loss stays finite
 
@@ -178,10 +179,14 @@ class Evaluation:
         return [{key: entry[key] for key in ("path", "label", "predicted", "probability")} for entry in wrong]
 
     def _repr_html_(self) -> str:
-        rows = "".join(f"<tr><td>{escape(shown(name))}</td><td>{of['images']}</td><td>{'' if of['top1'] is None else format(of['top1'], '.1%')}</td></tr>"
-                       for name, of in list(self.per_class.items())[:50])
-        return (f"<p>loss {self.loss:.4f}, top-1 {self.top1:.1%}, top-5 {self.top5:.1%} of {self.images:,} images</p>"
-                f"<table><tr><th>class</th><th>images</th><th>top-1</th></tr>{rows}</table>")
+        few = len(self.classes) <= FEW
+        head = "".join(f"<th>{k}</th>" for k in range(len(self.classes))) if few else ""
+        rows = "".join(f"<tr><td>{k}</td><td>{escape(shown(name))}</td><td>{of['images']}</td><td>{'' if of['top1'] is None else format(of['top1'], '.1%')}</td>"
+                       + "".join(f"<td>{count or ''}</td>" for count in self.confusion[k].tolist() if few) + "</tr>"
+                       for k, (name, of) in enumerate(list(self.per_class.items())[:50]))
+        return (f"<p>loss {self.loss:.4f}, top-1 {self.top1:.1%}, top-5 {self.top5:.1%} of {self.images:,} images"
+                + "; to the right, what each class was taken for" * few + "</p>"
+                f"<table><tr><th></th><th>class</th><th>images</th><th>top-1</th>{head}</tr>{rows}</table>")
 
 
 def evaluation(network, loader, ten=False, without=None, strangers=0, bar=silent):
