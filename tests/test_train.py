@@ -48,7 +48,7 @@ def test_first_lines_say_where_and_on_what(pictures, tmp_path, capsys):
     assert out.count("damaged.jpg") == 1 and "left out 1 unreadable training images" in out
 
 
-def test_resuming_in_the_middle_of_an_epoch_changes_no_bit(pictures, finished, tmp_path):
+def test_resuming_in_the_middle_of_an_epoch_changes_no_bit(pictures, finished, tmp_path, plain_report):
     out = tmp_path / "interrupted"
     for stop_at in (2, 7):      # in the first epoch, and in the second
         begun = train.begin(arguments(pictures, out) if stop_at == 2 else ["--resume", str(out)])
@@ -69,7 +69,7 @@ def test_resuming_in_the_middle_of_an_epoch_changes_no_bit(pictures, finished, t
     assert speedless[0] == speedless[1]
 
 
-def test_a_signal_during_validation_and_a_kill_before_the_metrics(pictures, finished, tmp_path, monkeypatch):
+def test_a_signal_during_validation_and_a_kill_before_the_metrics(pictures, finished, tmp_path, monkeypatch, plain_report):
     out, whole = tmp_path / "run", trainer.validate
 
     def interrupted(*arguments):
@@ -98,14 +98,14 @@ def test_a_long_epoch_is_saved_before_its_validation(pictures, tmp_path, monkeyp
     assert (state["batch"], state["step"], state["epoch"]) == (5, 5, 0)
 
 
-def test_two_runs_are_the_same_and_seeds_differ(pictures, finished, tmp_path):
+def test_two_runs_are_the_same_and_seeds_differ(pictures, finished, tmp_path, plain_report):
     for seed, same in ((0, True), (1, False)):
         out = tmp_path / str(seed)
         train.main(arguments(pictures, out, "--seed", str(seed)))
         assert same_bits(load(out / "last.safetensors")[0], load(finished / "last.safetensors")[0]) == same
 
 
-def test_resume_warns_of_a_difference_and_refuses_options(pictures, finished, tmp_path, capsys):
+def test_resume_warns_of_a_difference_and_refuses_options(pictures, finished, tmp_path, capsys, plain_report):
     with pytest.raises(UserError, match="--lr cannot be given with --resume"):
         train.main(["--resume", str(finished), "--lr", "0.1"])
     assert train.main(["--resume", str(copy_of(finished, tmp_path / "run")), "--threads", "1"]) == 0
@@ -117,7 +117,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(pictures, tmp_path):
         train.main(arguments(pictures, tmp_path / "run", "--lr", "1e9", "--schedule", "constant"))
 
 
-def test_a_network_that_diverged_never_replaces_a_checkpoint(pictures, tmp_path, monkeypatch):
+def test_a_network_that_diverged_never_replaces_a_checkpoint(pictures, tmp_path, monkeypatch, plain_report):
     monkeypatch.setattr(session, "SAVE_EVERY", 0)
     begun = train.begin(arguments(pictures, tmp_path / "run"))
     step = begun.trainer.step
@@ -132,7 +132,7 @@ def test_a_network_that_diverged_never_replaces_a_checkpoint(pictures, tmp_path,
     assert load(tmp_path / "run/last.safetensors")[2]["step"] == 1
 
 
-def test_a_loss_that_stays_at_chance_is_pointed_out(pictures, tmp_path, capsys):
+def test_a_loss_that_stays_at_chance_is_pointed_out(pictures, tmp_path, capsys, plain_report):
     train.main(arguments(pictures, tmp_path / "run", "--epochs", "1", "--lr", "0", "--init", "published"))
     assert "stays at ln(3) = 1.099" in capsys.readouterr().out
 

@@ -25,7 +25,7 @@ from minialex.run.folder import RunFolder
 SMALL = {"size": 72, "batch": 8, "epochs": 2, "lr": 0.002, "device": "cpu", "progress": False}      # as runs.arguments
 
 
-def test_fit_trains_what_the_command_trains(pictures, finished, tmp_path, capsys):
+def test_fit_trains_what_the_command_trains(pictures, finished, tmp_path, capsys, plain_report):
     epochs = []
     with pytest.warns(UserWarning) as warned:
         run = minialex.fit(pictures, out=tmp_path / "run", on_epoch=epochs.append, **SMALL)
@@ -158,7 +158,7 @@ def test_a_net_of_ones_own_without_a_dense_layer(pictures, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("net", [minialex.nets.build("half", 3, 72, fewer=8), minialex.Net({"fc": minialex.Dense(3, relu=False)}, size=16, name="paper")])
-def test_a_net_with_the_name_of_a_published_one_is_kept_as_it_is(pictures, tmp_path, net):
+def test_a_net_with_the_name_of_a_published_one_is_kept_as_it_is(pictures, tmp_path, net, plain_report):
     with pytest.warns(UserWarning):
         run = minialex.fit(pictures, net=net, out=tmp_path / "run", **{**SMALL, "epochs": 1, "size": None})
     assert minialex.load(run.folder).net == net and "layers" in run.config
@@ -191,7 +191,7 @@ def test_mistakes_name_the_argument(pictures, tmp_path, options, words):
     assert not (tmp_path / "run").exists()
 
 
-def test_numbers_of_numpy_and_a_sentence_that_holds_a_path(pictures, tmp_path):
+def test_numbers_of_numpy_and_a_sentence_that_holds_a_path(pictures, tmp_path, plain_report):
     numbers = {"seed": np.int64(3), "batch": np.int32(8), "epochs": np.int64(1), "lr": np.float32(0.002), "size": np.uint8(72)}
     with pytest.warns(UserWarning):
         run = minialex.fit(pictures, out=tmp_path / "run", **{**SMALL, **numbers})
@@ -200,7 +200,7 @@ def test_numbers_of_numpy_and_a_sentence_that_holds_a_path(pictures, tmp_path):
         minialex.fit(tmp_path / "my--set")
 
 
-def test_the_working_directory_may_change(pictures, tmp_path, monkeypatch):
+def test_the_working_directory_may_change(pictures, tmp_path, monkeypatch, plain_report):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "elsewhere").mkdir()
     with pytest.warns(UserWarning):
@@ -260,7 +260,7 @@ def test_mistakes_of_a_run_name_the_argument(finished):
             minialex.Net({"fc": minialex.Dense(3, relu=False)}, size=8, name=name)
 
 
-def test_two_runs_that_begin_in_the_same_second(pictures, tmp_path, monkeypatch):
+def test_two_runs_that_begin_in_the_same_second(pictures, tmp_path, monkeypatch, plain_report):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(time, "strftime", lambda form: "-now")
     net, found = minialex.Net({"fc": minialex.Dense(3, relu=False)}, size=16, name="tiny"), []
@@ -274,7 +274,7 @@ def test_two_runs_that_begin_in_the_same_second(pictures, tmp_path, monkeypatch)
     assert all(len(run.history) == 1 for run in found)
 
 
-def test_a_run_for_its_folder_and_one_that_is_finished(pictures, finished, tmp_path):
+def test_a_run_for_its_folder_and_one_that_is_finished(pictures, finished, tmp_path, plain_report):
     run = minialex.load(copy_of(finished, tmp_path / "run"), device="cpu")
     assert minialex.load(run).folder == run.folder
     with pytest.warns(UserWarning, match="has its 2 epochs already, and nothing is left to train: give more epochs") as warned:
@@ -303,7 +303,7 @@ def test_a_run_that_is_not_there():
         minialex.load("nowhere")
 
 
-def test_stopped_and_resumed_from_a_thread(pictures, finished, tmp_path):
+def test_stopped_and_resumed_from_a_thread(pictures, finished, tmp_path, plain_report):
     """Handlers of signals stay as they are, and a thread may train, where none can be set."""
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     steps, found = iter(range(100)), []
@@ -321,7 +321,7 @@ def test_stopped_and_resumed_from_a_thread(pictures, finished, tmp_path):
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
 
 
-def test_the_command_puts_signal_handlers_back(pictures, tmp_path):
+def test_the_command_puts_signal_handlers_back(pictures, tmp_path, plain_report):
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     begun = train.begin(arguments(pictures, tmp_path / "run"))
     begun.trainer.step = lambda batch: os.kill(os.getpid(), signal.SIGTERM)
@@ -329,7 +329,7 @@ def test_the_command_puts_signal_handlers_back(pictures, tmp_path):
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
-def test_an_interrupt_goes_through_and_releases_the_folder(pictures, finished, tmp_path):
+def test_an_interrupt_goes_through_and_releases_the_folder(pictures, finished, tmp_path, plain_report):
     def interrupt(metrics):
         raise KeyboardInterrupt
     with pytest.warns(UserWarning), pytest.raises(KeyboardInterrupt):
