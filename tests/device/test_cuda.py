@@ -118,7 +118,7 @@ def pictures(tmp_path_factory):
     return root
 
 
-def test_every_command_runs_and_trains_as_on_the_cpu(gpu, pictures, tmp_path, capsys):
+def test_every_command_runs_and_trains_as_on_the_cpu(gpu, pictures, tmp_path, capsys, plain_report):
     runs = {}
     for name in ("cuda", "cpu"):
         gpu.eager["copies"] = True

@@ -87,7 +87,7 @@ def pictures(tmp_path_factory):
     return root
 
 
-def test_the_keras_recipe_counts_steps_and_validation_as_keras_does(pictures, tmp_path, capsys):
+def test_the_keras_recipe_counts_steps_and_validation_as_keras_does(pictures, tmp_path, capsys, plain_report):
     out = tmp_path / "run"
     command = ["--recipe", "keras", "--data", str(pictures), "--size", "64", "--batch", "8", "--epochs", "2", "--out", str(out), "--device", "cpu"]
     assert train.main(command) == 0
@@ -103,7 +103,7 @@ def test_the_keras_recipe_counts_steps_and_validation_as_keras_does(pictures, tm
 
 
 @pytest.mark.parametrize("recipe", ["2012", "2012-code"])
-def test_a_mean_image_and_measured_colours_stay_with_the_run(pictures, tmp_path, recipe, capsys):
+def test_a_mean_image_and_measured_colours_stay_with_the_run(pictures, tmp_path, recipe, capsys, plain_report):
     out = tmp_path / "run"
     options = ["--size", "67", "--batch", "16", "--device", "cpu", "--init", "he", "--lr", "0.0005", "--augment", "scale=1/58"]
     assert train.main(["--recipe", recipe, "--data", str(pictures), "--out", str(out), "--epochs", "2", *options]) == 0
