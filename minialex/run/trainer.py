@@ -34,8 +34,7 @@ class Trainer:
         # sums: of losses, top-1 hits and images of the epoch so far
         self.state: dict[str, Any] = {"epoch": 0, "batch": 0, "step": 0, "sums": [0.0, 0, 0], "seconds": 0.0, "metrics": [], "best": -1.0}
         self.unread = 0         # images that the sums do not have yet
-        self.last: tuple | None = None        # of the last step: its images, labels and views, its number and rate
-        self.rate = 0.0
+        self.last: tuple = ()      # of the last step: its images, labels and views, its number and rate
         self.collector: Collector | None = None
         self.times: dict[str, float] = {}
         self.waited = 0, 0.0
@@ -95,7 +94,7 @@ class Trainer:
         rate = self.schedule(state["step"], state["metrics"])
         timed = state["batch"] == len(self.train) // 2      # one step an epoch is looked at closely
         took = self.network.train_step(batch.images, batch.labels, views, state["step"], rate, timed)
-        self.last, self.rate, self.times = (batch.images, batch.labels, views, state["step"], rate), rate, took or self.times
+        self.last, self.times = (batch.images, batch.labels, views, state["step"], rate), took or self.times
         state["step"] += 1
         self.unread += n
 
@@ -131,7 +130,6 @@ class Trainer:
     def layers(self) -> dict[str, dict]:
         """What the last step has left in each layer, as Network.statistics tells it."""
         self.last = self.last or self.last_of(self.state["epoch"])
-        self.rate = self.last[-1]
         return self.network.statistics(*self.last)
 
     def last_of(self, epoch: int) -> tuple:
@@ -153,7 +151,7 @@ class Trainer:
             raise UserError(f"no training image could be read from {self.train.folder.root}")
         metrics = {"epoch": state["epoch"] + 1, "step": state["step"], "train_loss": loss / count, "train_top1": hits / count,
                    "val_loss": scores["loss"], "val_top1": scores["top1"], "val_top5": scores["top5"], "images_per_s": count / state["seconds"],
-                   "lr": self.rate, "layers": layers, **self.time_split()}
+                   "lr": self.last[-1], "layers": layers, **self.time_split()}
         if self.train.drop_last and scores["whole"] is not None:
             metrics["val_top1_whole_batches"] = scores["whole"]
         state |= {"epoch": state["epoch"] + 1, "batch": 0, "sums": [0.0, 0, 0], "seconds": 0.0, "metrics": state["metrics"] + [metrics]}
