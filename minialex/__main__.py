@@ -1,10 +1,12 @@
 """minialex COMMAND, or python -m minialex COMMAND: all commands under one name; `minialex COMMAND --help` describes each."""
 
+from . import interrupts      # first: imports take a while, in which Ctrl-C ends the process without a word
+
 import argparse
 import importlib
 import sys
 
-from .command import run_command
+from .command import Parser, run_command
 from .version import __version__
 
 COMMANDS = {
@@ -21,9 +23,9 @@ COMMANDS = {
 
 def main(arguments=None):
     width = max(map(len, COMMANDS))
-    parser = argparse.ArgumentParser(prog="minialex", description="AlexNet from scratch: train it, look at it, and use it.",
-                                     formatter_class=argparse.RawDescriptionHelpFormatter,
-                                     epilog="commands:\n" + "\n".join(f"  {name:{width}}  {what}" for name, what in COMMANDS.items()))
+    parser = Parser(prog="minialex", description="AlexNet from scratch: train it, look at it, and use it.",
+                    formatter_class=argparse.RawDescriptionHelpFormatter,
+                    epilog="commands:\n" + "\n".join(f"  {name:{width}}  {what}" for name, what in COMMANDS.items()))
     parser.add_argument("--version", action="version", version=f"minialex {__version__}")
     parser.add_argument("command", nargs="?", metavar="COMMAND", choices=list(COMMANDS), help="one of those below")
     parser.add_argument("rest", nargs=argparse.REMAINDER, metavar="...", help="its own arguments")

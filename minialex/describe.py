@@ -1,14 +1,15 @@
 """python -m minialex.describe NET: its layers, parameters and multiply-accumulates, and the memory that a step takes."""
 
+from . import interrupts      # first: imports take a while, in which Ctrl-C ends the process without a word
+
 import os
 from types import MethodType
 
 from . import nets
-from .command import parser_of, run_command
+from .command import parser_of, run_command, say
 from .device.base import Device
 from .device.cpu import CPU
 from .device.cuda import CUDA
-from .errors import UserError
 from .layout import Layout
 
 
@@ -29,11 +30,8 @@ def main(arguments=None):
     parser.add_argument("--gpu", type=int, metavar="N", help="memory on a GPU of N multiprocessors (A100: 108, H100: 132) instead of a CPU")
     parser.add_argument("--workspace-mb", type=float)
     args = parser.parse_args(arguments)
-    for name in ("batch", "threads", "gpu"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            raise UserError(f"--{name} {getattr(args, name)}: expected at least 1")
     net = nets.build(args.net, args.classes, args.size)
-    print(net.summary())
+    say(str(net.summary()))
     device, where = Device(), f"{args.threads} CPU thread{'s' * (args.threads > 1)}"
     if args.gpu:      # divides work as one of these does, and needs neither for that
         device.processors, where = args.gpu, f"a GPU of {args.gpu} multiprocessors"
@@ -41,9 +39,9 @@ def main(arguments=None):
     else:
         device.threads, device.chunk, device.tile = args.threads, CPU.chunk, CPU.tile
     layout = Layout(net, device, args.batch, workspace_mb=args.workspace_mb)
-    print(f"\nmemory of a training step at batch {args.batch} on {where}:")
+    say(f"\nmemory of a training step at batch {args.batch} on {where}:")
     for what, size in [*memory(layout).items(), ("total", layout.bytes())]:
-        print(f"  {what:18} {size / 2**20:9,.1f} MB")
+        say(f"  {what:18} {size / 2**20:9,.1f} MB")
     return 0
 
 

@@ -1,5 +1,7 @@
 """python -m minialex.evaluate RUN --data DIR: scores a trained network: loss, top-1 and top-5, class by class, and what it takes for what."""
 
+from . import interrupts      # first: imports take a while, in which Ctrl-C ends the process without a word
+
 import json
 import os
 

@@ -9,6 +9,8 @@
 zero, a tie in a maximum. From the command line: `python -m minialex.gradcheck [OP ...] [--device D] [--seed N]`.
 """
 
+from . import interrupts      # first: imports take a while, in which Ctrl-C ends the process without a word
+
 import inspect
 import os
 from collections.abc import Callable
@@ -205,7 +207,7 @@ CASES = [
 
 
 def main(arguments=None):
-    from .command import add_device, parser_of
+    from .command import add_device, parser_of, say
     from .device import open_device
     from .errors import UserError
     parser = parser_of("gradcheck", "Check each op against its formula.")
@@ -217,17 +219,17 @@ def main(arguments=None):
     if unknown:
         raise UserError(f"unknown op {sorted(unknown)[0]!r}: choose from {', '.join(sorted({c[0] for c in CASES}))}")
     device, reason = open_device(args.device, args.threads)
-    print(f"device {device.name}: {device} ({reason})")
+    say(f"device {device.name}: {device} ({reason})")
     failed = 0
     for op, shapes, options in CASES:
         if args.op and op not in args.op:
             continue
         try:
             skipped = check_op(op, shapes, options, device=device, seed=args.seed)
-            print(f"ok      {op} {shapes} {options}" + "".join(f"   skipped {n} at a {k}" for k, n in skipped.items() if n))
+            say(f"ok      {op} {shapes} {options}" + "".join(f"   skipped {n} at a {k}" for k, n in skipped.items() if n))
         except GradientError as error:
             failed += 1
-            print(f"FAILED  {op}: {error}")
+            say(f"FAILED  {op}: {error}")
     return 1 if failed else 0
 
 

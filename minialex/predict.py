@@ -1,5 +1,7 @@
 """python -m minialex.predict RUN PATH...: the likeliest classes of each image, printed or written as CSV."""
 
+from . import interrupts      # first: imports take a while, in which Ctrl-C ends the process without a word
+
 import argparse
 import csv
 import io
@@ -8,7 +10,7 @@ import re
 
 import numpy as np
 
-from .command import add_device, parser_of, run_command, warn
+from .command import add_device, parser_of, run_command, say, warn
 from .data.folder import ImageFolder, open_unlabelled
 from .data.imagenet import wnids_of
 from .errors import UserError, shown
@@ -112,15 +114,13 @@ def main(arguments=None):
                 if args.csv is not None:
                     found.append((place, labels, likely))
                     continue
-                print(shown(source.paths[place]))
-                for label, p in zip(labels, likely):
-                    print(f"  {p:7.2%}  {shown(classes[label])}")
+                say("\n".join([shown(source.paths[place]), *(f"  {p:7.2%}  {shown(classes[label])}" for label, p in zip(labels, likely))]))
     except UserError:      # the loader gives up where no image can be read, and each has been named by then
         if len(refused) < len(source):
             raise
     if args.csv is not None:
         write_beside(args.csv, plain_csv(found, source, classes, top, len(args.path) == 1) if numbers is None else ilsvrc_lines(found, source, numbers))
-        print(f"{shown(args.csv)}: {len(found)} images" + f", {len(refused)} unreadable left out" * bool(refused))
+        say(f"{shown(args.csv)}: {len(found)} images" + f", {len(refused)} unreadable left out" * bool(refused))
     return 2 if refused else 0
 
 

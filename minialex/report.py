@@ -1,5 +1,7 @@
 """python -m minialex.report RUN: writes a run's report.html anew; training writes the same after each epoch."""
 
+from . import interrupts      # first: imports take a while, in which Ctrl-C ends the process without a word
+
 from .command import add_device, parser_of, run_command, say
 from .run.run import Run
 

@@ -5,6 +5,8 @@ of as many bytes, the layers' matrix products, and whole training steps. A check
 lines are made for a bug report.
 """
 
+from . import interrupts      # first: imports take a while, in which Ctrl-C ends the process without a word
+
 import importlib.metadata
 import math
 import os
@@ -20,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from . import functional, nets
-from .command import parser_of, run_command
+from .command import parser_of, run_command, say
 from .data.augment import Input
 from .device import open_device
 from .device.base import Tape
@@ -136,7 +138,7 @@ def again(device):
 def check_step(net, n, device):
     """A training step of n images against the same step on cpu; on cpu, or without a C++ compiler, by the references."""
     try:
-        other = open_device("numpy" if device.name == "cpu" else "cpu", announce=print)[0]
+        other = open_device("numpy" if device.name == "cpu" else "cpu", announce=say)[0]
     except UserError:
         other = open_device("numpy")[0]
     random, side = np.random.default_rng(2), net.size + 3
@@ -324,24 +326,25 @@ def message(error):
 def selftest(device, reason, name, batch=None, quick=False):
     """Runs all checks on an open device, and prints what a user sees. -> exit code"""
     about, failed = machine(device, reason), {}
-    print("\n".join(about), flush=True)
+    say("\n".join(about))
     todo, tables = checks(device, name, batch, quick)
     for check, run in todo.items():
         try:
-            print(f"ok      {check}: {run()}", flush=True)
+            told = f"ok      {check}: {run()}"
         except Exception as error:      # whatever it is, the other checks are worth knowing
             failed[check] = message(error)
-            print(f"FAILED  {check}: {failed[check]}", flush=True)
+            told = f"FAILED  {check}: {failed[check]}"
+        say(told)
     verdict = (f"selftest FAILED: {len(failed)} of {len(todo)} checks: {'; '.join(failed)}" if failed else
                f"selftest passed: {len(todo)} checks on {device.name}")
-    print("\n".join([verdict, "", MARKS[0], *about, verdict, *(f"FAILED  {check}: {text}" for check, text in failed.items())]))
+    say("\n".join([verdict, "", MARKS[0], *about, verdict, *(f"FAILED  {check}: {text}" for check, text in failed.items())]))
     copy = "through device memory" if device.name == "cuda" else f"by {device.threads} threads of np.copyto"
-    print(f"us: median of one launch; copy: {copy}, of as many bytes read and written (a kernel that works in place may beat it)")
+    say(f"us: median of one launch; copy: {copy}, of as many bytes read and written (a kernel that works in place may beat it)")
     for rows in tables:
         widths = [max(map(len, column)) for column in zip(*rows)]
         for row in rows:
-            print("  ".join((str.ljust, str.rjust)[i > 1](cell, widths[i]) for i, cell in enumerate(row)))
-    print(("--quick: the speeds mean nothing\n" if quick else "") + MARKS[1])
+            say("  ".join((str.ljust, str.rjust)[i > 1](cell, widths[i]) for i, cell in enumerate(row)))
+    say(("--quick: the speeds mean nothing\n" if quick else "") + MARKS[1])
     return 1 if failed else 0
 
 
@@ -352,10 +355,8 @@ def main(arguments=None):
     parser.add_argument("--batch", type=int, help="images that are timed (default: 128 on cuda, 32 elsewhere)")
     parser.add_argument("--quick", action="store_true", help="tiny shapes, each timed once: says nothing about speed")
     args = parser.parse_args(arguments)
-    if args.batch is not None and args.batch < 1:
-        raise UserError(f"--batch {args.batch}: a batch has at least one image")
     nets.build(args.net)      # refuses an unknown one at once
-    return selftest(*open_device(args.device, announce=print), args.net, args.batch, args.quick)
+    return selftest(*open_device(args.device, announce=say), args.net, args.batch, args.quick)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,16 @@
 """python -m minialex.train: trains an AlexNet on folders of images, without arguments on a set that it makes itself."""
 
+from . import interrupts      # first: imports take a while, in which Ctrl-C ends the process without a word
+
 import argparse
 import contextlib
 import os
 import signal
+from functools import partial
 
 from .command import parser_of, run_command, say
 from .device import DEVICES
+from .errors import UserError, typed
 from .nets import NETS
 from .progress import on_terminal
 from .run.recipes import RECIPES
@@ -56,13 +60,17 @@ def parse(arguments):
 
 
 class Interrupts:
-    """While it is entered, Ctrl-C and SIGTERM ask for a checkpoint and an end after the current step; a second Ctrl-C ends at once."""
+    """While it is entered, Ctrl-C, SIGTERM and SIGHUP ask for a checkpoint and an end after the current step, and so does an output that
+    nobody takes any more; a second signal ends at once."""
 
     def __init__(self):
-        self.signal, self.before = None, {}
+        self.signal, self.unheard, self.before = None, None, {}
 
     def __enter__(self):
-        self.before = {number: signal.signal(number, self.note) for number in (signal.SIGINT, signal.SIGTERM)}
+        hangup = getattr(signal, "SIGHUP", None)
+        if hangup and signal.getsignal(hangup) is signal.SIG_IGN:      # nohup
+            hangup = None
+        self.before = {number: signal.signal(number, self.note) for number in (signal.SIGINT, signal.SIGTERM, hangup) if number}
         return self
 
     def __exit__(self, *error):
@@ -71,11 +79,19 @@ class Interrupts:
 
     def note(self, number, frame):
         if self.signal is not None:
-            raise KeyboardInterrupt
+            interrupts.once()
         self.signal = number
 
     def seen(self):
-        return self.signal is not None
+        return self.signal is not None or self.unheard is not None
+
+    def aloud(self, speak, *words):
+        """speak(*words), or what went wrong with it as a wish to stop: what was reached is saved before anybody is told of it."""
+        try:
+            if self.unheard is None:
+                speak(*words)
+        except (BrokenPipeError, UserError) as error:
+            self.unheard = error
 
 
 def tell(topic, text):
@@ -100,8 +116,9 @@ def begin(arguments=None):
 def train(session):
     """Trains to the end, or to a signal, and says how it goes. -> the command's exit code"""
     trainer, state = session.trainer, session.trainer.state
-    with session, Interrupts() as interrupts, contextlib.ExitStack() as shown:      # of an epoch, its bar
-        for at in session.run(interrupts.seen):
+    with session, Interrupts() as asked, contextlib.ExitStack() as shown:      # of an epoch, its bar
+        session.tell = partial(asked.aloud, tell)
+        for at in session.run(asked.seen):
             if at == "begin":
                 bar = shown.enter_context(on_terminal(total=len(trainer.train), initial=state["batch"], unit="step",
                                                       desc=f"epoch {state['epoch'] + 1}/{trainer.epochs}"))
@@ -111,13 +128,15 @@ def train(session):
             else:
                 shown.close()
             if at == "epoch":
-                say(line_of(trainer.metrics[-1]))
+                asked.aloud(say, line_of(trainer.metrics[-1]))
                 for topic, text in session.remarks():
-                    tell(topic, text)
+                    session.tell(topic, text)
         shown.close()
+        if asked.unheard is not None and asked.signal is None:
+            raise asked.unheard if isinstance(asked.unheard, BrokenPipeError) else UserError(f"{asked.unheard}; {session.folder} is saved up to step {state['step']}")
         if not trainer.finished:
-            say(f"stopped  at step {state['step']}, saved; continue with: python -m minialex.train --resume {session.folder}")
-            return 128 + interrupts.signal
+            asked.aloud(say, f"stopped  at step {state['step']}, saved; continue with: python -m minialex.train --resume {typed(session.folder.given)}")
+            return 128 + asked.signal
     say(f"done     {state['step']} steps; best validation top-1 {state['best']:.1%}; {os.path.join(str(session.folder), 'report.html')}")
     return 0
 

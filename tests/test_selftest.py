@@ -116,6 +116,6 @@ def test_mistakes(capsys, monkeypatch):
     with pytest.raises(SystemExit) as left:
         run_command(lambda: selftest.main(["--device", "cuda", "--quick"]))
     assert left.value.code == 2 and capsys.readouterr() == ("", "error: --device cuda: the driver finds no GPU\n")
-    for arguments, text in ((["--batch", "0"], "--batch 0: a batch has"), (["--net", "vgg"], "unknown net 'vgg'")):
+    for arguments, text in ((["--batch", "0"], "--batch 0: expected"), (["--net", "vgg"], "unknown net 'vgg'")):
         with pytest.raises(UserError, match=text):
             selftest.main(arguments)

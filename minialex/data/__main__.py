@@ -1,10 +1,12 @@
 """python -m minialex.data: packs images into files that training reads without decoding, and checks such files."""
 
+from .. import interrupts      # first: imports take a while, in which Ctrl-C ends the process without a word
+
 import os
 import shutil
 import time
 
-from ..command import parser_of, run_command, warn
+from ..command import parser_of, run_command, say, warn
 from ..errors import UserError, shown
 from ..progress import on_terminal
 from .folder import SPLITS, find_splits, open_split, split_pairs
@@ -49,9 +51,9 @@ def pack_all(args):
         index, was_complete = pack(source, out, args.size, args.fit, args.workers or os.cpu_count() or 1, args.shard_mb, warn, on_terminal)
         n, left_out = (sum(amounts) for amounts in zip(*((shard["images"], len(shard["left_out"])) for shard in index["shards"])))
         how = "were packed already" if was_complete else f"packed in {time.perf_counter() - began:,.0f} s"
-        print(f"{shown(out)}: {n:,} images in {len(index['classes']):,} classes, {args.size} pixels as {args.fit}, "
-              f"{count(index['shards'], 'shard')}, "
-              f"{n * each / 2**20:,.0f} MB, {how}" + f"; left out {left_out:,} that cannot be read" * (left_out > 0), flush=True)
+        say(f"{shown(out)}: {n:,} images in {len(index['classes']):,} classes, {args.size} pixels as {args.fit}, "
+            f"{count(index['shards'], 'shard')}, "
+            f"{n * each / 2**20:,.0f} MB, {how}" + f"; left out {left_out:,} that cannot be read" * (left_out > 0))
     return 0
 
 
@@ -65,13 +67,13 @@ def check_all(args):
         files = expected(index)
         wrong = faults(root, files, thorough=True, bar=on_terminal)
         for name, reason in wrong.items():
-            print(f"{shown(os.path.join(root, name))} {reason}", flush=True)
+            say(f"{shown(os.path.join(root, name))} {reason}")
         if not index["files"]:
             wrong[root] = f"is not completely packed ({progress_of(index)})"
-            print(f"{shown(root)} {wrong[root]}")
+            say(f"{shown(root)} {wrong[root]}")
         elif not wrong:
             images = sum(shard["images"] for shard in index["shards"])
-            print(f"{shown(root)}: {images:,} images, {count(files, 'file')}, every checksum is right", flush=True)
+            say(f"{shown(root)}: {images:,} images, {count(files, 'file')}, every checksum is right")
         bad, total = bad + len(wrong), total + len(files)
     if bad:
         raise UserError(f"{shown(args.out)} is not as it was packed: copy it anew, or run the command that packed it once more, which makes again "
@@ -98,11 +100,6 @@ def main(arguments=None):
     other.add_argument("out", metavar="OUT", help="what was packed")
     other.set_defaults(run=check_all)
     args = parser.parse_args(arguments)
-    for name in ("data", "out"):
-        if getattr(args, name, None) == "":
-            raise UserError("the name of a folder is empty")
-    if getattr(args, "workers", None) is not None and args.workers < 1:
-        raise UserError(f"--workers must be at least 1, not {args.workers}")
     return args.run(args)
 
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from .. import nets
 from ..data.augment import Input
-from ..errors import UserError
+from ..errors import UserError, typed
 from ..files import take_lock, write_beside
 
 # What `write_beside` has not finished when it is killed.
@@ -47,7 +47,7 @@ class RunFolder:
     def require_new(self):
         """A UserError if it holds a run that has saved something."""
         if self.last.exists() or (self.path / "metrics.jsonl").exists():
-            raise UserError(f"{self} holds a run already: continue it with --resume {self}, or give another --out")
+            raise UserError(f"{self} holds a run already: continue it with --resume {typed(self.given)}, or give another --out")
 
     def take(self):
         """Makes the folder, keeps others out until `release` or the end of this process, and removes what a kill left half written."""

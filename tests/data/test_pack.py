@@ -475,9 +475,9 @@ def test_what_it_refuses(folder, ready, packed, tmp_path, monkeypatch):
         ([root, root], "name a folder outside it"),
         ([root, str(tmp_path)], f"{tmp_path} is not empty and holds no packed images: name a new or an empty folder"),
         ([str(tmp_path / "nothing"), out], f"there is no folder {tmp_path}/nothing"),
-        ([root, out, "--size", "0"], "--size must be at least 1, not 0"),
-        ([root, out, "--workers", "0"], "--workers must be at least 1, not 0"),
-        ([root, out, "--shard-mb", "0"], "--shard-mb must be at least 1, not 0"),
+        ([root, out, "--size", "0"], "--size 0: expected at least 1"),
+        ([root, out, "--workers", "0"], "--workers 0: expected at least 1"),
+        ([root, out, "--shard-mb", "0"], "--shard-mb 0: expected at least 1"),
         ([root, str(packed / "labels.i32" / "x")], "cannot be written"),
     ]
     for arguments, said in cases:

@@ -16,7 +16,7 @@ from minialex.data import __main__ as data_command
     (["--batch", "64", "--drop-last"], "--batch 64: the 37 images of {pictures}/train do not fill one"),
     (["--side", "60"], "--side 60: pictures must be decoded at no less than the input's 72 pixels"),
     (["--label-smoothing", "1"], "--label-smoothing 1.0: expected 0 up to below 1"),
-    (["--lr", "nan"], "--lr nan: expected 0 or more"),
+    (["--lr", "nan"], "--lr nan: expected a number"),
     (["--momentum", "1"], "--momentum 1.0"),
     (["--init", "2012-code"], "--init 2012-code is not for half: choose he or published"),
     (["--augment", "blur=3"], "--augment blur=3: the keys are"),

@@ -1,4 +1,4 @@
-"""Two runs in a folder, Ctrl-C and SIGTERM, closed pipes."""
+"""Two runs in a folder, Ctrl-C, SIGTERM and SIGHUP, closed pipes."""
 
 import json
 import os
@@ -6,13 +6,17 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from runs import arguments, assert_same_run, command, contents, copy_of, load, refused
 
-from minialex import train
+from minialex import __main__, train
+from minialex.errors import UserError
 from minialex.run import session
 from minialex.run.trainer import Trainer
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_a_second_run_in_a_folder_is_refused_and_the_first_goes_on(pictures, tmp_path, capsys):
@@ -99,9 +103,73 @@ def test_a_signal_while_kernels_are_compiled_leaves_a_cache_that_works(pictures,
     assert done.returncode == 0 and (tmp_path / "run/report.html").exists(), done.stderr
 
 
-def test_a_closed_pipe_ends_a_run_without_a_traceback(pictures, tmp_path):
+def test_a_reader_who_goes_ends_a_run_that_is_saved(pictures, tmp_path):
+    """As `head` does. The code is not that of a run that is done."""
     process = subprocess.Popen([sys.executable, "-m", "minialex.train", *arguments(pictures, tmp_path / "run", "--epochs", "400")], stdout=subprocess.PIPE,
                                stderr=subprocess.PIPE, text=True)
-    assert process.stdout.readline().startswith("device")
+    assert any(line.startswith("memory ") for line in process.stdout)
     process.stdout.close()
-    assert process.stderr.read() == "" and process.wait() == 0
+    assert process.stderr.read() == "" and process.wait() == 128 + signal.SIGPIPE
+    assert load(tmp_path / "run/last.safetensors")[2]["step"] >= 1
+
+
+def test_an_output_that_nobody_takes_ends_a_run_saved(pictures, tmp_path, capsys, monkeypatch, plain_report):
+    out = tmp_path / "run"
+
+    def said(text):
+        if text.startswith("epoch"):
+            raise UserError("standard output cannot be written (No space left on device)")
+    monkeypatch.setattr(train, "say", said)
+    told = refused(capsys, train.main, *arguments(pictures, out))
+    assert f"No space left on device); {out} is saved up to step 6" in told and load(out / "last.safetensors")[2]["step"] == 6
+
+
+def test_a_hangup_is_a_signal_like_the_others_unless_it_is_ignored(pictures, tmp_path, monkeypatch, plain_report):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with train.Interrupts() as asked:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not asked.seen()
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        monkeypatch.setattr(Trainer, "step", lambda *a: os.kill(os.getpid(), signal.SIGHUP))
+        assert train.main(arguments(pictures, tmp_path / "run")) == 128 + signal.SIGHUP
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert (tmp_path / "run/last.safetensors").exists()
+
+
+WAITING = """
+import sys, threading, time
+from minialex import interrupts
+interrupts.OURS = True
+from minialex import train
+from minialex.command import run_command
+from minialex.data.folder import ImageFolder
+ImageFolder.picture = lambda *a: time.sleep(600)
+run_command(lambda: train.main(sys.argv[1:]))
+"""
+
+
+def uninterrupted(*command, **more):
+    """A process that takes Ctrl-C, also where this one, in a shell's background, does not."""
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), **more)
+
+
+def test_ctrl_c_while_threads_are_waited_for_ends_at_once(pictures, tmp_path):
+    """The first asks for an end after the step, the second does not wait for it, and the third not for the threads that decode."""
+    process = uninterrupted(sys.executable, "-c", WAITING, *arguments(pictures, tmp_path / "run"))
+    assert any(line.startswith("run ") for line in process.stdout)
+    while process.poll() is None:
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.05)
+    assert process.returncode == -signal.SIGINT and process.stderr.read() == ""
+
+
+@pytest.mark.parametrize("name", [*__main__.COMMANDS, "the script"])
+def test_ctrl_c_during_the_imports(tmp_path, name):
+    (tmp_path / "numpy.py").write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)\n")
+    (tmp_path / "minialex").write_text("from minialex.__main__ import entry\nentry()\n")
+    more = [str(tmp_path / "minialex")] if name == "the script" else ["-m", f"minialex.{name}"]
+    process = uninterrupted(sys.executable, *more, env=os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}"})
+    assert process.communicate() == ("", "") and process.returncode == -signal.SIGINT
