@@ -72,14 +72,14 @@ def draw():
            for width, height in ((1, 1), (1, 500), (500, 1), (2, 3), (3000, 8), (8, 3000))},
         "other_size.png": ((451, 334), saved(photograph(2, 451, 334))),
         "grey16.png": (deep, saved(ramp.astype(np.uint16))),
-        "float32.tif": (deep, saved((ramp / 257).astype(np.float32), "TIFF")),
-        "int32.tif": (deep, saved(ramp.astype(np.int32), "TIFF")),
         "bilevel.png": (square, saved(Image.fromarray(noise).convert("1"))),
         "grey_alpha.png": (square, saved(Image.fromarray(noise).convert("LA"))),
         "all_transparent.png": (square, saved(transparent)),
         "palette_transparent.png": (square, saved(palette, transparency=0)),
         "animated.gif": (square, saved(palette, "GIF", save_all=True, append_images=[palette.rotate(90)])),
 
+        "float32.tif": (None, saved((ramp / 257).astype(np.float32), "TIFF")),      # what is white?
+        "int32.tif": (None, saved(ramp.astype(np.int32), "TIFF")),
         "truncated_half.jpg": (None, jpeg[:middle]),
         "truncated_header.jpg": (None, jpeg[:20]),
         "bit_flipped.png": (None, changed(png, len(png) // 2, bytes([png[len(png) // 2] ^ 1]))),

@@ -11,15 +11,49 @@ import warnings
 from contextlib import contextmanager
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError, features
 # Imported by name so that every format is registered before threads start to decode.
 from PIL import (BmpImagePlugin, GifImagePlugin, JpegImagePlugin, MpoImagePlugin, PngImagePlugin,  # noqa: F401
                  PpmImagePlugin, TiffImagePlugin, WebPImagePlugin)
 
 from ..errors import UserError, shown
 
-# Only these: among the others that Pillow knows is one that starts Ghostscript (EPS).
-FORMATS = "JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM"
+# Only these: among the others that Pillow knows is one that starts Ghostscript (EPS). Names of files end in one of EXTENSIONS.
+FORMATS = ["JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM"]
+EXTENSIONS = set("jpg jpeg jpe jfif png bmp gif webp tif tiff ppm pgm pbm pnm".split())
+REMEDIES = {}      # endings that are not read here -> what would make them so
+
+
+def _jpeg_2000():
+    from PIL import Jpeg2KImagePlugin  # noqa: F401
+    return features.check_codec("jpg_2000")
+
+
+def _avif():
+    from PIL import AvifImagePlugin, _avif  # noqa: F401
+    AvifImagePlugin.DEFAULT_MAX_THREADS = 1      # there are decoding threads enough
+    return True
+
+
+def _heif():
+    import pillow_heif
+    pillow_heif.register_heif_opener(thumbnails=False)
+    return True
+
+
+for _format, _endings, _there, _remedy in (("JPEG2000", "jp2 j2k j2c jpc jpf jpx", _jpeg_2000, "pip install -U pillow"),
+                                           ("AVIF", "avif", _avif, "pip install -U pillow"),
+                                           ("HEIF", "heic heif hif", _heif, "pip install 'minialex[heif]'")):
+    try:
+        _here = _there()
+    except ImportError:
+        _here = False
+    if _here:
+        FORMATS.append(_format)
+        EXTENSIONS.update(_endings.split())
+    else:
+        REMEDIES.update(dict.fromkeys(_endings.split(), _remedy))
+
 # Where Pillow begins to warn of decompression bombs. 89 million pixels take 360 MB once decoded, in every worker.
 MAX_PIXELS = 89_478_485
 
@@ -132,7 +166,7 @@ def _opened(path):
     except UnreadableImage:
         raise
     except UnidentifiedImageError as error:
-        reason = "it is not an intact image of a format that is read here (JPEG, PNG, GIF, BMP, WebP, TIFF, PPM)"
+        reason = f"it is not an intact image of a format that is read here ({', '.join(FORMATS)})"
         raise UnreadableImage(path, reason if about.st_size else "it is empty") from error
     except Image.DecompressionBombError as error:
         raise UnreadableImage(path, f"it has more than the {MAX_PIXELS:,} pixels allowed") from error
@@ -140,7 +174,8 @@ def _opened(path):
         raise UnreadableImage(path, "there is not enough memory to decode it") from error
     except Exception as error:  # damaged files raise OSError, ValueError, TypeError, SyntaxError, struct.error ...
         reason = getattr(error, "strerror", None)  # the system's word: no such file, permission denied
-        raise UnreadableImage(path, reason or f"it cannot be decoded: {str(error) or type(error).__name__}") from error
+        told = " ".join(str(error).split()) or type(error).__name__      # libheif's has several lines
+        raise UnreadableImage(path, reason or f"it cannot be decoded: {told}") from error
 
 
 def _orientation(image):
@@ -162,24 +197,16 @@ def _eight_bit(image):
     if image.mode.startswith("I;16"):
         twelve = getattr(image, "tag_v2", {}).get(TiffImagePlugin.BITSPERSAMPLE) == (12,)
         white = 4095 if twelve else 65535
+    elif image.mode == "I" and image.format in ("PNG", "PPM"):      # how Pillow may open their 16 bits
+        white = 65535
     elif image.mode in ("I", "F"):
-        white = _white(image)
+        # A white guessed for each file by its own values would make the brightness of a set's pictures incomparable.
+        kind = "floats" if image.mode == "F" else "signed or 32-bit integers"
+        raise ValueError(f"its pixels are {kind}, which do not say what value is white: save it with 8 or 16 bits, scaled alike for the whole set")
     else:
         return image
     pixels = np.asarray(image, np.float32) * np.float32(255 / white)
     return Image.fromarray(np.rint(pixels).clip(0, 255).astype(np.uint8))
-
-
-def _white(image):
-    """The value that means white in an int or float image. Most files do not say, so it is the first customary
-    one that the values do not exceed by more than a factor of two: resampling overshoots."""
-    if image.format in ("PNG", "PPM"):
-        return 65535
-    top = np.asarray(image).max() if image.mode == "I" else np.abs(np.asarray(image)).max()
-    for white in (255, 65535, 2**31 - 1) if image.mode == "I" else (1, 255, 65535):
-        if top <= 2 * white:
-            return white
-    raise ValueError(f"its float pixels reach {top:g}, and white is taken to be 1, 255 or 65535")  # also NaN
 
 
 def _rgb(image):
