@@ -36,6 +36,9 @@ CSV forms:
 def open_all(paths):
     """The images of some files, folders and lists as one source without labels."""
     found = [open_unlabelled(path) for path in paths]
+    for source in found:
+        for sentence in source.remarks():
+            warn(sentence)
     if len(found) == 1:
         return found[0]
     images = [image for source in found for image in source.paths]

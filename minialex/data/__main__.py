@@ -47,6 +47,8 @@ def pack_all(args):
     if need > free:
         warn(f"warning: {need / 2**20:,.0f} MB are to be written and {free / 2**20:,.0f} MB are free on the disk of {shown(args.out)}")
     for source, out in found:
+        for sentence in source.remarks():
+            warn(sentence)
         began = time.perf_counter()
         index, was_complete = pack(source, out, args.size, args.fit, args.workers or os.cpu_count() or 1, args.shard_mb, warn, on_terminal)
         n, left_out = (sum(amounts) for amounts in zip(*((shard["images"], len(shard["left_out"])) for shard in index["shards"])))

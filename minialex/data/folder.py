@@ -4,17 +4,19 @@ A set is two splits, which find_splits() knows by their names (SPLITS); open_spl
 """
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from ..errors import UserError, shown
 from ..progress import Bar, silent
-from .image import picture
+from .image import EXTENSIONS, picture
 from .imagenet import read_truth
-from .listing import EXTENSIONS, Paths, entries, images_in, is_image, is_number, named, named_as_image, names_of_numbers, read_list, read_paths, same_classes
+from .listing import (Beside, Paths, class_folders, entries, images_in, is_number, kind_of, named, named_as_image, names_of_numbers, read_list, read_paths,
+                      same_classes, twins)
 from .packed import is_pack, open_pack
 from .shapes import default_set
 
@@ -30,6 +32,7 @@ class ImageFolder:
     classes: list  # names; a label is an index into them
     paths: Sequence  # of str, in an order that is the same on every machine
     labels: np.ndarray  # int32, one for each path; -1 where there are no classes
+    beside: Beside = field(default_factory=Beside)  # what its folders hold besides
 
     def __len__(self):
         return len(self.paths)
@@ -44,6 +47,10 @@ class ImageFolder:
         if not isinstance(paths, Paths):
             paths = Paths.of(self.root, (os.path.relpath(path, self.root) for path in paths))
         return {"images": len(paths), "sha256": paths.sha256()}
+
+    def remarks(self):
+        """Sentences on what was left out of it."""
+        return list(self.beside.sentences(self.root))
 
     def describe(self):
         return f"{len(self.paths)} images" + f" in {len(self.classes)} classes" * bool(self.classes)
@@ -62,7 +69,7 @@ def find_splits(data=None, train=None, val=None, bar=silent):
         raise UserError("give a data folder that holds both splits, or both a training and a validation folder")
     train, val = (os.fspath(train), os.fspath(val)) if data is None else _splits_of(os.fspath(data))
     # Looked at first: listing a large set only to refuse it would take a while.
-    if os.path.isdir(train) and os.path.isdir(val) and (found := _class_folders(train)) and (others := _class_folders(val)):
+    if os.path.isdir(train) and os.path.isdir(val) and (found := class_folders(train)) and (others := class_folders(val)):
         same_classes(val, others, found)
     training = open_split(train, bar=bar)
     if len(training.classes) < 2:
@@ -71,11 +78,18 @@ def find_splits(data=None, train=None, val=None, bar=silent):
 
 
 def open_data(data: str | os.PathLike | None = None, train: str | os.PathLike | None = None, val: str | os.PathLike | None = None,
-              bar: Bar = silent) -> tuple[Any, Any]:
-    """(train, val) as data sources: find_splits() of what is given, or the built-in set, which is drawn when it is first asked for."""
+              bar: Bar = silent, *, warn: Callable[[str], Any] | None = None) -> tuple[Any, Any]:
+    """(train, val) as data sources: find_splits() of what is given, or the built-in set, which is drawn when it is first asked for.
+
+    What lies in their folders and was left out is told through `warn`, a Python warning unless given.
+    """
     if data is None and train is None and val is None:
         data = default_set(bar)
-    return find_splits(data, train, val, bar)
+    found = find_splits(data, train, val, bar)
+    for source in found:
+        for sentence in source.remarks():
+            (warn or warnings.warn)(sentence)
+    return found
 
 
 def open_validation(data, classes, bar=silent):
@@ -99,30 +113,39 @@ def open_folder(dir, classes=None):
     ground truth.
     """
     root = os.fspath(dir)
-    found = _class_folders(root)
+    above = Beside()
+    found = class_folders(root, above)
     if not found:
         return _open_flat(root, classes)
     if classes is not None:
         same_classes(root, found, classes)
-    paths, counts = images_in(root, found)
+    paths, counts, beside = images_in(root, found)
+    beside.amiss[:0] = above.amiss
     empty = [name for name, count in zip(found, counts) if not count]
     if len(empty) == len(found):
-        raise UserError(f"there are no images in the class folders of {shown(root)}: looked for {_extensions()}")
+        raise UserError(f"there are no images in the class folders of {shown(root)}: looked for {_extensions()}{_but(beside)}")
     if empty:
         one = len(empty) == 1
         raise UserError(f"{'class folder' if one else 'class folders'} {named(empty)} of {shown(root)} "
-                        f"{'holds' if one else 'hold'} no images: fill or remove {'it' if one else 'them'}")
+                        f"{'holds' if one else 'hold'} no images{_but(beside)}: fill or remove {'it' if one else 'them'}")
     order = found if classes is None else list(classes)
     if order != found:  # a checkpoint's order is kept
         last = dict(zip(found, np.cumsum(counts).tolist()))
         count = dict(zip(found, counts))
         paths, counts = paths.stretches([(last[name] - count[name], last[name]) for name in order]), [count[name] for name in order]
-    return ImageFolder(root, order, paths, np.repeat(np.arange(len(order), dtype=np.int32), counts))
+    return ImageFolder(root, order, paths, np.repeat(np.arange(len(order), dtype=np.int32), counts), beside)
 
 
 def _open_flat(root, classes):
     """Images that lie in root itself."""
-    names = sorted(entry.name for entry in entries(root) if is_image(entry))
+    beside, names = Beside(), []
+    for entry in entries(root):
+        kind = kind_of(entry, beside)
+        if kind == "image":
+            names.append(entry.name)
+        elif kind == "file":
+            beside.count(entry.name)
+    names.sort()
     if not names:
         archives = [entry.name for entry in entries(root) if entry.name.endswith(".tar")]
         raise UserError(f"{shown(root)} has no class folders: " + (
@@ -140,7 +163,7 @@ def _open_flat(root, classes):
     if classes is not None:
         same_classes(root, there, classes, all=False)
     label = {name: i for i, name in enumerate(there if classes is None else classes)}
-    return ImageFolder(root, list(label), Paths.of(root, names), np.array([label[name] for name in truth], np.int32))
+    return ImageFolder(root, list(label), Paths.of(root, names), np.array([label[name] for name in truth], np.int32), beside)
 
 
 def open_list(path, classes=None, root=None):
@@ -162,7 +185,7 @@ def open_list(path, classes=None, root=None):
             raise UserError(f"{shown(path)}, line {line}: label {word} is beyond the classes of {shown(source)}, 0 to {len(called) - 1}")
         names[word] = called[int(word)] if called else word
         if known is not None and names[word] not in known:
-            raise UserError(f"{shown(path)}, line {line}: the training set has no class {shown(names[word])}")
+            raise UserError(f"{shown(path)}, line {line}: the training set has no class {shown(names[word])}{twins(classes, [names[word]])}")
     if classes is None:
         classes = dict.fromkeys(names[word] for word in sorted(words, key=int if numbers else None))
     label = {name: i for i, name in enumerate(classes)}
@@ -173,10 +196,11 @@ def open_unlabelled(path):
     """Images without labels: one file, those of a list, or those in a folder and below it, sorted."""
     path = os.fspath(path)
     if os.path.isdir(path):
-        root, paths = path, images_in(path, [""])[0]
+        root, (paths, _, beside) = path, images_in(path, [""])
         if not len(paths):
-            raise UserError(f"there are no images in {shown(path)}: looked for {_extensions()}")
-    elif named_as_image(path) or not _is_text(path):
+            raise UserError(f"there are no images in {shown(path)}: looked for {_extensions()}{_but(beside)}")
+        return ImageFolder(root, [], paths, np.full(len(paths), -1, np.int32), beside)
+    if named_as_image(path) or not _is_text(path):
         root = os.path.dirname(path)
         paths = Paths.of(root, [os.path.basename(path)])
     else:
@@ -218,11 +242,12 @@ def _splits_of(data):
 def _unwrapped(split):
     """Archives often unpack to training/training/<class>: the inner one, where it is all that the outer one holds."""
     name = os.path.basename(split)
-    return os.path.join(split, name) if os.path.isdir(split) and _class_folders(split) == [name] else split
+    return os.path.join(split, name) if os.path.isdir(split) and class_folders(split) == [name] else split
 
 
-def _class_folders(root):
-    return sorted(entry.name for entry in entries(root) if entry.is_dir() and entry.name != "__MACOSX")
+def _but(beside):
+    """What a sentence on missing images adds: the files that lie there instead."""
+    return f" and found {beside.endings()}" if beside.other else ""
 
 
 def _extensions():

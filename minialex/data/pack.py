@@ -36,7 +36,7 @@ def pack(source, out, size, fit="crop", workers=1, shard_mb=1024, warn=lambda se
         raise UserError(f"--shard-mb {shard_mb} would make {count:,} shards, and {MOST_SHARDS} are the most: give --shard-mb {enough} or more")
     listing = source.fingerprint() | {"labels": zlib.crc32(np.asarray(source.labels, "<i4").tobytes())}
     plan = {"format": FORMAT, "version": VERSION, "size": size, "fit": fit, "classes": list(source.classes), "listing": listing,
-            "per_shard": per, "shards": [None] * count, "files": {}}
+            "per_shard": per, "shards": [None] * count, "files": {}, "other": source.beside.other}
     with _writing(out):
         index = _begun(out, plan)
         wrong = faults(out, expected(index), bar=bar)

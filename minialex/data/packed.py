@@ -26,7 +26,7 @@ import numpy as np
 from ..errors import UserError, shown
 from ..files import write_beside
 from ..progress import silent
-from .listing import Paths, same_classes
+from .listing import Beside, Paths, same_classes
 
 INDEX, RECORD, LABELS, NAMES, STARTS = "pack.json", "verified.json", "labels.i32", "names.txt", "starts.i64"
 FORMAT, VERSION = "minialex packed images", 1
@@ -36,10 +36,11 @@ AGAIN = "copy it anew, or run the command that packed it once more: it makes aga
 
 class Packed:
     """An opened packed set, a data source as ImageFolder is. `paths` are those of the pictures that were packed, as if they
-    lay in `root`; `left_out` is [(path, reason)] of those that could not be read."""
+    lay in `root`; `left_out` is [(path, reason)] of those that could not be read, `beside` what else lay in the folders."""
 
     def __init__(self, root, index):
         self.root, self.classes, self.size, self.fit = root, list(index["classes"]), index["size"], index["fit"]
+        self.beside = Beside(index.get("other", {}))
         self.left_out = [(name, reason) for shard in index["shards"] for _, name, reason in shard["left_out"]]
         self._starts = list(accumulate((shard["images"] for shard in index["shards"]), initial=0))
         self.labels = self._mapped(LABELS, "<i4")[1]
@@ -71,6 +72,10 @@ class Packed:
     def fingerprint(self):
         """As ImageFolder's: the same for the folder that was packed, if none of its images was left out."""
         return {"images": len(self), "sha256": self.paths.sha256()}
+
+    def remarks(self):
+        """Sentences on what was left out of it."""
+        return list(self.beside.sentences(self.root))
 
     def require(self, size, fit):
         """A UserError unless the pictures were packed so."""

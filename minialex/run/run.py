@@ -140,6 +140,8 @@ class Run:
                 if asked is not None:
                     raise
                 raise UserError(f"{error}; give --data, if the run's data has moved") from None
+            for sentence in source.remarks():
+                (warn or heard)(sentence)
             left_out, strangers = named_in(without, source, os.fspath(data)) if without is not None else (None, 0)
             network = self._network_for(min(batch, len(source)))
             if began is not None:
@@ -157,7 +159,7 @@ class Run:
             network = self._network_for(self.config["options"]["batch"])
             found = page.first_filters(network)
             try:
-                train, val = self.data(data)
+                train, val = self.data(data, warn)
             except UserError as error:
                 if data is not None:
                     raise
@@ -178,10 +180,11 @@ class Run:
         views = input.draw(seed, 0, first.index)
         return collector.found() | {"seen": page.augmented(input, first.images, views, self.device, self._kept.mean(input))}
 
-    def data(self, data: PathLike | None = None) -> tuple[Any, Any]:
-        """(train, val), the run's data sources; data: where they are, if they have moved."""
+    def data(self, data: PathLike | None = None, warn: Callable[[str], Any] | None = None) -> tuple[Any, Any]:
+        """(train, val), the run's data sources; data: where they are, if they have moved. warn(sentence) tells what was left out of them."""
         options = self.config["options"]
-        train, val = open_data(data) if data is not None else open_data(options["data"] or None, options["train"] or None, options["val"] or None)
+        where = (data,) if data is not None else (options["data"] or None, options["train"] or None, options["val"] or None)
+        train, val = open_data(*where, warn=warn or heard)
         if train.classes != self.classes:
             raise UserError(f"the classes of {shown(train.root)} are not those of the run")
         return train, val

@@ -65,7 +65,7 @@ class Session:
         tell("device", f"{self.device.name} ({reason}): {self.device}")
         for name in ("data", "train", "val"):      # a run can be resumed from anywhere
             options[name] = os.path.abspath(options[name]) if options[name] else None
-        train, val = open_data(options["data"], options["train"], options["val"], self.bar)
+        train, val = open_data(options["data"], options["train"], options["val"], self.bar, warn=lambda sentence: tell("skipped", sentence))
         tell("train", f"{train} from {train.root}")
         tell("val", f"{val} from {val.root}")
         net = self.net_for(train, config, own)
@@ -73,7 +73,8 @@ class Session:
         self.input, self.mean = self.measured(train, config, net)
         options["side"] = self.input.side
         self.config = {"net": net.name, "size": net.size, "input": asdict(self.input), "classes": train.classes, "threads": self.device.threads,
-                       "options": options, "machine": describe_machine(self.device), "data": {"train": train.fingerprint(), "val": val.fingerprint()}}
+                       "options": options, "machine": describe_machine(self.device),
+                       "data": {split: source.fingerprint() | {"left_out": source.beside.other} for split, source in (("train", train), ("val", val))}}
         if net.name not in nets.NETS or list(net.layers.items()) != list(nets.NETS[net.name][0](net.classes).items()):
             self.config["layers"] = net.described()
         if config:
@@ -140,7 +141,7 @@ class Session:
                       "it continues, but not bit for bit")
         if config["classes"] != self.config["classes"]:
             raise UserError(f"the classes of {self.options['data'] or self.options['train']} are not those of the run in {self.folder}")
-        if config["data"] != self.config["data"]:
+        if any(config["data"].get(split, {}).get(key) != now[key] for split, now in self.config["data"].items() for key in ("images", "sha256")):
             self.tell("warning", "the image files are not those that the run was started with: it continues, but not bit for bit")
 
     # The folder

@@ -9,7 +9,7 @@ import pytest
 from odd_files import FILES
 from PIL import Image
 
-from minialex.data.folder import ImageFolder, find_splits, open_folder, open_list, open_split, open_unlabelled, open_validation
+from minialex.data.folder import ImageFolder, find_splits, open_data, open_folder, open_list, open_split, open_unlabelled, open_validation
 from minialex.data.image import UnreadableImage, square, squash
 from minialex.errors import UserError
 
@@ -84,13 +84,17 @@ def test_what_is_amiss_in_a_folder(tmp_path):
 
 def test_folder_that_may_not_be_read(tmp_path, monkeypatch):
     """Root may read every folder, so the refusal is acted."""
+    refuse_folder(monkeypatch, "b", PermissionError(13, "Permission denied"))
+    assert sentence(tree(tmp_path, "a/x.jpg", "b/x.jpg")) == f"the folder {tmp_path}/b cannot be read: Permission denied"
+
+
+def refuse_folder(monkeypatch, name, error):
     def scandir(path, real=os.scandir):
-        if os.path.basename(path) == "b":
-            raise PermissionError(13, "Permission denied", path)
+        if os.path.basename(path) == name:
+            raise error
         return real(path)
 
     monkeypatch.setattr(os, "scandir", scandir)
-    assert sentence(tree(tmp_path, "a/x.jpg", "b/x.jpg")) == f"the folder {tmp_path}/b cannot be read: Permission denied"
 
 
 def test_classes_of_the_training_set(tmp_path):
@@ -377,3 +381,114 @@ def test_odd_files(odd):
             else:
                 assert pixels.shape == (32, 32, 3) and pixels.dtype == np.uint8 and pixels.any(), path
         assert refused in {None: [{"crop", "squash"}], "either": [set(), {"crop", "squash"}]}.get(expected, [set()]), path
+
+
+# What is left out
+
+def test_files_of_other_kinds_are_counted(tmp_path, monkeypatch):
+    monkeypatch.setattr("minialex.data.listing.REMEDIES", {"heic": "pip install 'minialex[heif]'"})
+    for module in "listing", "folder":
+        monkeypatch.setattr(f"minialex.data.{module}.EXTENSIONS", {"jpg"})
+    root = tree(tmp_path / "set", "a/1.jpg", "a/1.heic", "a/b/2.HEIC", "b/1.jpg", "b/x.mov", "b/y.mov", "b/bare", "b/10.30 at home", "b/old.jpg~",
+                "b/notes.txt", "b/1.json", "b/Thumbs.db", "b/.DS_Store", "b/desktop.ini", "b/Icon\r", "b/IMG_1.AAE")
+    folder = open_folder(root)
+    assert names(folder) == ["a/1.jpg", "b/1.jpg"]
+    assert folder.beside.other == {".heic": 2, ".mov": 2, "no ending": 2, ".jpg~": 1}
+    told = f"7 other files in {root} were left out (.heic 2: pip install 'minialex[heif]', .mov 2, no ending 2, .jpg~ 1)"
+    assert folder.remarks() == [told]
+    tree(tmp_path / "phone", "a/1.heic", "b/1.heic")
+    assert sentence(tmp_path / "phone").endswith("looked for .jpg and found .heic 2: pip install 'minialex[heif]'")
+    tree(tmp_path / "mixed", "a/1.jpg", "b/1.heic")
+    assert "class folder b of" in sentence(tmp_path / "mixed") and "and found .heic 1" in sentence(tmp_path / "mixed")
+    assert open_unlabelled(root / "a").remarks() == [f"2 other files in {root}/a were left out (.heic 2: pip install 'minialex[heif]')"]
+
+
+def test_folders_of_systems_are_passed_over(tmp_path):
+    tree(tmp_path, "a/1.jpg", "a/@eaDir/1.jpg/SYNOPHOTO_THUMB_M.jpg", "a/.thumbnails/1.jpg", "b/1.jpg", "b/__MACOSX/1.jpg", "@eaDir/1.jpg",
+         "#recycle/1.jpg", "$RECYCLE.BIN/1.jpg", "System Volume Information/1.jpg", "lost+found/")
+    folder = open_folder(tmp_path)
+    assert folder.classes == ["a", "b"] and names(folder) == ["a/1.jpg", "b/1.jpg"] and not folder.remarks()
+
+
+@pytest.mark.parametrize("link, to, told", [
+    ("a/up", "..", "it leads up to {set}"), ("a/far", "../..", "it leads up to {above}"), ("a/self", ".", "it leads up to {set}/a"),
+    ("a/in/back", "../..", "it leads up to {set}"), ("a/other", "../b", "it leads to another class, in {set}/b"),
+    ("c/round", "{above}/store", "it leads up to {above}/store"), ("up", ".", "it leads up to {set}"), ("whole", "..", "it leads up to {above}")])
+def test_links_that_lead_astray_are_named_and_not_followed(tmp_path, link, to, told):
+    """Folders that are links belong to the set, a class folder among them, but for those that bring in what belongs elsewhere."""
+    root = tree(tmp_path / "set", "a/1.jpg", "a/in/2.jpg", "b/1.jpg")
+    tree(tmp_path / "store", "c/1.jpg", "more/3.jpg")
+    (root / "c").symlink_to(tmp_path / "store/c")
+    (root / "a/more").symlink_to(tmp_path / "store/more")
+    (root / "b/same").symlink_to(root / "b/in")
+    (root / "b/in").mkdir()
+    tree(root, "b/in/1.jpg")
+    expected = names(open_folder(root))
+    assert expected == ["a/1.jpg", "a/in/2.jpg", "a/more/3.jpg", "b/1.jpg", "b/in/1.jpg", "b/same/1.jpg", "c/1.jpg"] and not open_folder(root).remarks()
+    (root / link).symlink_to(to.format(above=tmp_path))
+    folder = open_folder(root)
+    assert folder.classes == ["a", "b", "c"] and names(folder) == expected
+    assert folder.remarks() == [f"{root / link} was not followed: {told.format(set=root, above=tmp_path)}"]
+
+
+def test_entries_that_cannot_be_looked_at_are_named(tmp_path, monkeypatch):
+    """A link to itself, which the system refuses; one to a folder that may not be entered, acted since root may; a folder that fails."""
+    tree(tmp_path, "a/1.jpg", "b/1.jpg", "b/shut/x.jpg")
+    for name in "round", "a/round", "a/round.jpg":
+        (tmp_path / name).symlink_to(os.path.basename(name))
+    (tmp_path / "a/lost").symlink_to("nowhere")
+    refuse_folder(monkeypatch, "shut", OSError(5, "Input/output error"))
+    folder = open_folder(tmp_path)
+    assert folder.classes == ["a", "b"] and names(folder) == ["a/1.jpg", "a/round.jpg", "b/1.jpg"], "decoding names what is called an image"
+    told = sorted(folder.remarks())
+    assert [sentence.split(":")[0] for sentence in told] == [f"{tmp_path}/a/lost was left out", f"{tmp_path}/a/round was left out",
+                                                            f"{tmp_path}/round was left out", f"the folder {tmp_path}/b/shut cannot be read"]
+    assert "leads nowhere" in told[0] and "symbolic links" in told[1] and "symbolic links" in told[2] and "Input/output error" in told[3]
+    with pytest.raises(UnreadableImage, match="symbolic links"):
+        folder.picture(1, 8)
+    for i in range(9):
+        (tmp_path / f"a/r{i}").symlink_to(f"r{i}")
+    assert len(open_folder(tmp_path).remarks()) == 6 and open_folder(tmp_path).remarks()[-1].startswith("8 more entries of")
+    tree(tmp_path / "flat", "1.jpg", "x.mov")
+    (tmp_path / "flat/round").symlink_to("round")
+    (tmp_path / "LOC_val_solution.csv").write_text("1,n01 1 2 3 4\n")
+    assert len(open_folder(tmp_path / "flat").remarks()) == 2
+
+
+def test_images_beside_the_class_folders_are_told(tmp_path):
+    folder = open_folder(tree(tmp_path, "a/1.jpg", "b/1.jpg", "loose.jpg", "README.md"))
+    assert folder.remarks() == [f"1 image beside the class folders of {tmp_path} was left out"]
+    with pytest.warns(UserWarning, match="1 image beside the class folders"):
+        open_data(train=tmp_path, val=tmp_path)
+
+
+# Headers
+
+@pytest.mark.parametrize("header", ["filename label", "path\tlabel", "image_id  class", '"file name" "label"', "ID Category"])
+def test_a_header_of_a_list_is_no_image(tmp_path, header):
+    write(tree(tmp_path, "1.jpg", "2.jpg"), list=f"# made by hand\n{header}\n1.jpg a\n2.jpg b\n")
+    folder = open_list(tmp_path / "list.txt")
+    assert folder.classes == ["a", "b"] and names(folder) == ["1.jpg", "2.jpg"] and folder.labels.tolist() == [0, 1]
+    assert names(open_unlabelled(tmp_path / "list.txt")) == ["1.jpg", "2.jpg"]
+
+
+def test_a_first_line_that_only_looks_like_a_header(tmp_path):
+    write(tree(tmp_path, "1.jpg", "image", "file"), list="image label\n1.jpg b\n", bad="Bild Klasse\n1.jpg a\n", one="gone.jpg label\n1.jpg a")
+    assert open_list(tmp_path / "list.txt").classes == ["b", "label"], "there is such a file"
+    assert sentence(tmp_path / "bad.txt", function=open_list).endswith(
+        "bad.txt, line 1: there is no image Bild; if the line is a header, put a # before it")
+    assert open_list(tmp_path / "one.txt").classes == ["a", "label"], "an image that is missing is named when it is read"
+
+
+# Names
+
+def test_names_that_differ_in_unicode_normalisation(tmp_path):
+    """macOS stores an accent apart from its letter, Linux as it is typed."""
+    one, two = "caf\u00e9", "cafe\u0301"
+    tree(tmp_path, f"train/{one}/1.jpg", "train/b/1.jpg", f"val/{two}/1.jpg", "val/b/1.jpg")
+    told = ": 'caf\\xe9' and 'cafe\\u0301' differ in Unicode normalisation alone, so rename one of them"
+    assert sentence(tmp_path, function=find_splits).endswith(told)
+    assert sentence(tmp_path / "val", ["b", one]).endswith(told)
+    write(tmp_path, list=f"val/b/1.jpg {two}")
+    assert sentence(tmp_path / "list.txt", [one], function=open_list).endswith(told)
+    assert "normalisation" not in sentence(tmp_path / "val", ["b", "cafe"])

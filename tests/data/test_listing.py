@@ -47,7 +47,7 @@ def kept(tmp_path, monkeypatch):
     """A set that is kept from its first image on, in folders that changed a minute ago; -> (its root, the cache's folder)."""
     monkeypatch.setenv("MINIALEX_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(listing, "KEPT_FROM", 1)
-    for name in "set/a/2.jpg", "set/a/1.jpg", "set/a/deep/er/3.jpg", "set/b/new\nline.jpg", "set/b/\udcff.jpg":
+    for name in "set/a/2.jpg", "set/a/1.jpg", "set/a/deep/er/3.jpg", "set/b/new\nline.jpg", "set/b/\udcff.jpg", "set/b/film.mov":
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     settle(tmp_path / "set")
@@ -81,6 +81,7 @@ def test_kept_listing(kept, monkeypatch):
         again, read = reads(monkeypatch, lambda: open_folder(name))
         assert read == 1, "only the root, for the names of its classes"
         assert [os.path.abspath(path) for path in again.paths] == list(first.paths)
+        assert again.beside.other == first.beside.other == {".mov": 1}
         assert again.fingerprint() == first.fingerprint() and again.labels.tolist() == [0, 0, 0, 1, 1] and again.labels.dtype == np.int32
     turned = open_folder(root, ["b", "a"])
     assert list(turned.paths) == first.paths[3:] + first.paths[:3] and turned.labels.tolist() == [0, 0, 1, 1, 1]
@@ -112,6 +113,17 @@ def test_unlabelled_folder_is_kept_too(kept, monkeypatch):
     assert open_folder(root).classes == ["a", "b"], "the listing of the same folder as a tree is not taken for that of its classes"
 
 
+def test_a_listing_with_something_amiss_is_not_kept(kept):
+    """A link may come to lead somewhere without a change of the folder it lies in."""
+    root, cache = kept
+    (root / "a/lost").symlink_to(root.parent / "elsewhere")
+    settle(root)
+    assert len(open_folder(root)) == 5 and not cache.exists()
+    (root.parent / "elsewhere").mkdir()
+    (root.parent / "elsewhere/x.jpg").touch()
+    assert len(open_folder(root)) == 6
+
+
 def test_a_folder_that_changed_just_now_is_not_kept(kept):
     root, cache = kept
     os.utime(root / "a/deep", (time.time() + 60,) * 2)      # however long it is until it is listed
@@ -135,7 +147,7 @@ def test_damaged_listing_is_made_anew(kept, damage, monkeypatch):
         at = whole.index(b"a/1.jpg")
         file.write_bytes(whole[:at] + b"a/9" + whole[at + 3:])
     elif damage == "form":
-        monkeypatch.setattr(listing, "FORM", 2)
+        monkeypatch.setattr(listing, "FORM", listing.FORM + 1)
     else:
         file.write_bytes({"empty": b"", "half": whole[:len(whole) // 2], "pickle": b"\x80\x04N."}[damage])
     again, read = reads(monkeypatch, lambda: open_folder(root))
@@ -188,7 +200,7 @@ def test_a_listing_that_cannot_be_kept_is_no_error(tmp_path, monkeypatch, full):
     (tmp_path / "set/a").mkdir(parents=True)
     (tmp_path / "set/a/x.jpg").touch()
     os.utime(tmp_path / "set/a", ns=(1, 1))      # long ago, so that it would be kept
-    paths, counts = listing.images_in(str(tmp_path / "set"), ["a"])
+    paths, counts, _ = listing.images_in(str(tmp_path / "set"), ["a"])
     assert list(paths) == [str(tmp_path / "set/a/x.jpg")] and counts == [1] and not list(tmp_path.glob("cache/listings/*"))
 
 
@@ -199,7 +211,7 @@ def test_listing_of_imagenets_size(tmp_path, monkeypatch):
     for name in classes:
         (root / name).mkdir(parents=True)
     paths = Paths.of(root, (f"{name}/{name}_{i}.JPEG" for name in classes for i in range(each)))
-    listing._keep(str(root), classes, paths, [each] * 1000, {name: (root / name).stat().st_mtime_ns for name in classes})
+    listing._keep(str(root), classes, paths, [each] * 1000, {}, {name: (root / name).stat().st_mtime_ns for name in classes})
     took = opened(root, tmp_path / "cache")
     assert took["images"] == 1_281_000 and took["sha256"] == paths.sha256() and took["labels"] == [0, 999]
     assert took["last"] == str(root / classes[-1] / f"{classes[-1]}_1280.JPEG")
