@@ -22,9 +22,12 @@ def parse(arguments):
     """{option: value, or None where it is not given}, with "out" and "resume"."""
     parser = parser_of("train", "Train an AlexNet on folders of images; without arguments, on a small set of ten classes that it makes itself.")
     data = parser.add_argument_group("data")
-    data.add_argument("--data", metavar="DIR", help="folder with train/ and val/, each with one folder of images per class")
+    data.add_argument("--data", metavar="DIR", help="folder with train/ and val/, each with one folder of images per class; or with one folder of images per "
+                      "class, from which the validation set is drawn")
     data.add_argument("--train", metavar="DIR", help="training folder, with --val instead of --data")
     data.add_argument("--val", metavar="DIR", help="validation folder")
+    data.add_argument("--val-fraction", type=float, metavar="F", help="of each class, drawn for validation by --seed and file name where DIR has no val/ "
+                      "(default 0.2)")
     data.add_argument("--size", type=int, help=f"input size in pixels (default: the net's published one, {SHAPES_DEFAULTS['size']} for half on the built-in set)")
     data.add_argument("--side", type=int, help="pixels of the decoded pictures (default: 8/7 of the input size)")
     data.add_argument("--fit", choices=CHOICES["fit"], help="decode each picture's centre square (default), or all of it out of shape")

@@ -1,12 +1,13 @@
 """Sets of images as they lie on a disk: class folders, lists, ImageNet as it is handed out, or images without labels.
 
-A set is two splits, which find_splits() knows by their names (SPLITS); open_split() tells what each of them is.
+A set is two splits, which find_splits() knows by their names (SPLITS), or draws where there is only one; open_split() tells what each of them is.
 """
 
 import os
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -19,11 +20,14 @@ from .listing import (Beside, Paths, class_folders, entries, images_in, is_numbe
                       same_classes, twins)
 from .packed import is_pack, open_pack
 from .shapes import default_set
+from .split import FRACTION, draw_split
 
 # The two splits of a set: folders, packed folders, or lists.
-SPLITS = ("train", "val"), ("training", "validation"), ("ILSVRC2012_img_train", "ILSVRC2012_img_val"), ("train.txt", "val.txt")
+SPLITS = (*product(("train", "training"), ("val", "validation", "valid", "test")),
+          ("ILSVRC2012_img_train", "ILSVRC2012_img_val"), ("train.txt", "val.txt"))
 # Where they lie in a set's folder; the others are how Kaggle hands out ImageNet.
 INSIDE = "", "ILSVRC/Data/CLS-LOC", "Data/CLS-LOC"
+HOW = "give the two as --train X --val Y, or as --data one folder of class folders, from which --val-fraction F draws the validation set"
 
 
 @dataclass(eq=False, repr=False)
@@ -48,6 +52,11 @@ class ImageFolder:
             paths = Paths.of(self.root, (os.path.relpath(path, self.root) for path in paths))
         return {"images": len(paths), "sha256": paths.sha256()}
 
+    def part(self, places, besides=True):
+        """The images in these places alone, as a set; besides: with what else its folders hold."""
+        return replace(self, paths=self.paths.stretches([(place, place + 1) for place in places.tolist()]), labels=self.labels[places],
+                       beside=self.beside if besides else Beside())
+
     def remarks(self):
         """Sentences on what was left out of it."""
         return list(self.beside.sentences(self.root))
@@ -61,31 +70,59 @@ class ImageFolder:
         return f"ImageFolder {shown(self.root)}: {self}"
 
 
-def find_splits(data=None, train=None, val=None, bar=silent):
-    """(train, val) as data sources, from one folder that holds both or from the two named apart."""
-    if data is not None and (train is not None or val is not None):
-        raise UserError("give one data folder, or a training and a validation folder, but not both ways at once")
-    if data is None and (train is None or val is None):
-        raise UserError("give a data folder that holds both splits, or both a training and a validation folder")
+def find_splits(data=None, train=None, val=None, bar=silent, *, seed=0, val_fraction=None):
+    """(train, val) as data sources, from one folder that holds both, from the two named apart, or drawn from one set."""
+    fraction = drawn_fraction(data, train, val, val_fraction)
+    if fraction is not None:
+        whole = open_split(data, bar=bar)
+        _require_two(whole.classes, data)
+        return draw_split(whole, seed, fraction)
     train, val = (os.fspath(train), os.fspath(val)) if data is None else _splits_of(os.fspath(data))
     # Looked at first: listing a large set only to refuse it would take a while.
     if os.path.isdir(train) and os.path.isdir(val) and (found := class_folders(train)) and (others := class_folders(val)):
         same_classes(val, others, found)
     training = open_split(train, bar=bar)
-    if len(training.classes) < 2:
-        raise UserError(f"{shown(train)} has only one class, {named(training.classes)}: telling classes apart needs two or more")
+    _require_two(training.classes, train)
     return training, open_split(val, training.classes, bar)
 
 
+def _require_two(classes, path):
+    if len(classes) < 2:
+        raise UserError(f"{shown(path)} has only one class, {named(classes)}: telling classes apart needs two or more")
+
+
+def drawn_fraction(data=None, train=None, val=None, asked=None):
+    """The part of each class that is drawn for validation, `asked` or the usual one; None where the splits are there."""
+    if data is not None and (train is not None or val is not None):
+        raise UserError("give one data folder, or a training and a validation folder, but not both ways at once")
+    if data is None and (train is None or val is None):
+        raise UserError(f"give a data folder that holds both splits, or both a training and a validation folder: {HOW}")
+    if data is None:
+        there = val
+    else:
+        data = os.fspath(data)
+        splits = _splits_of(data)
+        if not splits and not _is_whole(data):
+            raise UserError(f"{shown(data)} does not hold the two splits, {_found_instead(data)}: {HOW}")
+        if not splits:
+            return FRACTION if asked is None else asked
+        there = splits[1]
+    if asked is not None:
+        raise UserError(f"--val-fraction {asked:g}: there is a validation set, {shown(there)}, so that none is drawn; leave it out, or give as "
+                        "--data the training set alone")
+    return None
+
+
 def open_data(data: str | os.PathLike | None = None, train: str | os.PathLike | None = None, val: str | os.PathLike | None = None,
-              bar: Bar = silent, *, warn: Callable[[str], Any] | None = None) -> tuple[Any, Any]:
+              bar: Bar = silent, *, seed: int = 0, val_fraction: float | None = None, warn: Callable[[str], Any] | None = None) -> tuple[Any, Any]:
     """(train, val) as data sources: find_splits() of what is given, or the built-in set, which is drawn when it is first asked for.
 
+    Of a set without a validation set, seed and file names draw val_fraction of each class for it, 0.2 unless given.
     What lies in their folders and was left out is told through `warn`, a Python warning unless given.
     """
     if data is None and train is None and val is None:
         data = default_set(bar)
-    found = find_splits(data, train, val, bar)
+    found = find_splits(data, train, val, bar, seed=seed, val_fraction=val_fraction)
     for source in found:
         for sentence in source.remarks():
             (warn or warnings.warn)(sentence)
@@ -94,7 +131,7 @@ def open_data(data: str | os.PathLike | None = None, train: str | os.PathLike | 
 
 def open_validation(data, classes, bar=silent):
     """The validation part of a set that holds one, else `data` itself as a split."""
-    there = [val for _, val in split_pairs(os.fspath(data)) if os.path.exists(val)]
+    there = [val for _, val in split_pairs(os.fspath(data)) if os.path.exists(val) and os.path.basename(val) not in classes]
     return open_split(_unwrapped(there[0]) if there else data, classes, bar)
 
 
@@ -224,19 +261,33 @@ def split_pairs(data):
 
 
 def _splits_of(data):
-    there = {entry.name for entry in entries(data)}
+    """The two splits that a folder holds, or None."""
     for pair in split_pairs(data):
         if all(map(os.path.exists, pair)):
             return [_unwrapped(split) for split in pair]
+    return None
+
+
+def _is_whole(data):
+    """Whether it is a set without splits: a list, a packed set, or class folders, of which none is called as a split is."""
+    if is_pack(data) or os.path.isfile(data) and data.endswith(".txt"):
+        return True
+    folders = class_folders(data)
+    return len(folders) > 1 and not any(name in pair for name in folders for pair in SPLITS)
+
+
+def _found_instead(data):
+    there = {entry.name for entry in entries(data)}
     archives = [f"{name}.tar" for pair in SPLITS for name in pair if f"{name}.tar" in there]
     half = [pair for pair in SPLITS if there & set(pair)]
     if archives:
-        found = f"but {named(archives)}: unpack each into a folder of that name"
-    elif half:
-        found = "only " + " without ".join(sorted(half[0], key=lambda name: name not in there))
-    else:
-        found = "looked for " + " or ".join(map(" and ".join, SPLITS))
-    raise UserError(f"{shown(data)} does not hold the two splits, {found}")
+        return f"but {named(archives)} (unpack each into a folder of that name)"
+    if half:
+        return "only " + " without ".join(sorted(half[0], key=lambda name: name not in there))
+    folders = class_folders(data)
+    if len(folders) == 1:
+        return f"but the one folder {shown(folders[0])}"
+    return "nor class folders"
 
 
 def _unwrapped(split):

@@ -12,6 +12,7 @@ A packed set is a folder of
 Every file is written beside its place and renamed.
 """
 
+import copy
 import errno
 import json
 import mmap
@@ -40,7 +41,7 @@ class Packed:
 
     def __init__(self, root, index):
         self.root, self.classes, self.size, self.fit = root, list(index["classes"]), index["size"], index["fit"]
-        self.beside = Beside(index.get("other", {}))
+        self.beside, self._chosen = Beside(index.get("other", {})), None
         self.left_out = [(name, reason) for shard in index["shards"] for _, name, reason in shard["left_out"]]
         self._starts = list(accumulate((shard["images"] for shard in index["shards"]), initial=0))
         self.labels = self._mapped(LABELS, "<i4")[1]
@@ -73,6 +74,14 @@ class Packed:
         """As ImageFolder's: the same for the folder that was packed, if none of its images was left out."""
         return {"images": len(self), "sha256": self.paths.sha256()}
 
+    def part(self, places, besides=True):
+        """As ImageFolder's."""
+        one = copy.copy(self)
+        one._chosen, one.labels, one.paths = places, self.labels[places], self.paths.stretches([(place, place + 1) for place in places.tolist()])
+        if not besides:
+            one.beside, one.left_out = Beside(), []
+        return one
+
     def remarks(self):
         """Sentences on what was left out of it."""
         return list(self.beside.sentences(self.root))
@@ -96,6 +105,8 @@ class Packed:
         for place in places:
             if not 0 <= place < len(self):
                 raise IndexError(f"there is no picture {place} among {len(self)}")
+            if self._chosen is not None:
+                place = self._chosen[place]
             shard = bisect_right(self._starts, place) - 1
             pages, pixels = self._shards[shard]
             within = int(place) - self._starts[shard]

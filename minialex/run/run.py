@@ -131,15 +131,18 @@ class Run:
         began(data source) is called before the first picture, when all is ready.
         """
         with self._words(), self._busy:
-            asked = data
+            asked, options = data, self.config["options"]
             if data is None:
-                data = self.config["options"]["data"] or self.config["options"]["val"] or default_set(bar)
+                data = options["data"] or options["val"] or default_set(bar)
+            drawn = options.get("val_fraction") is not None and os.path.realpath(data) == os.path.realpath(options["data"])
             try:
-                source = open_validation(data, self.classes, bar)
+                source = self.data(warn=warn)[1] if drawn else open_validation(data, self.classes, bar)
             except UserError as error:
                 if asked is not None:
                     raise
                 raise UserError(f"{error}; give --data, if the run's data has moved") from None
+            if drawn and asked is not None:
+                (warn or heard)(f"{shown(data)} is what the run was trained on: scored are the images that were drawn from it for validation")
             for sentence in source.remarks():
                 (warn or heard)(sentence)
             left_out, strangers = named_in(without, source, os.fspath(data)) if without is not None else (None, 0)
@@ -184,7 +187,7 @@ class Run:
         """(train, val), the run's data sources; data: where they are, if they have moved. warn(sentence) tells what was left out of them."""
         options = self.config["options"]
         where = (data,) if data is not None else (options["data"] or None, options["train"] or None, options["val"] or None)
-        train, val = open_data(*where, warn=warn or heard)
+        train, val = open_data(*where, seed=options["seed"], val_fraction=options.get("val_fraction"), warn=warn or heard)
         if train.classes != self.classes:
             raise UserError(f"the classes of {shown(train.root)} are not those of the run")
         return train, val

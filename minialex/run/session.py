@@ -10,7 +10,7 @@ from importlib.metadata import version
 
 from .. import nets
 from ..data.augment import Input, measure
-from ..data.folder import open_data
+from ..data.folder import drawn_fraction, open_data
 from ..data.loader import Loader
 from ..device import open_device
 from ..errors import UserError
@@ -65,7 +65,7 @@ class Session:
         tell("device", f"{self.device.name} ({reason}): {self.device}")
         for name in ("data", "train", "val"):      # a run can be resumed from anywhere
             options[name] = os.path.abspath(options[name]) if options[name] else None
-        train, val = open_data(options["data"], options["train"], options["val"], self.bar, warn=lambda sentence: tell("skipped", sentence))
+        train, val = self.opened()
         tell("train", f"{train} from {train.root}")
         tell("val", f"{val} from {val.root}")
         net = self.net_for(train, config, own)
@@ -89,6 +89,19 @@ class Session:
         if resumed:
             self.load()
         self.saved_at = time.monotonic()
+
+    def opened(self):
+        """(train, val) as data sources; what is drawn of a set that has no validation set is kept with the options."""
+        options = self.options
+        where = options["data"], options["train"], options["val"]
+        if any(where) or options["val_fraction"] is not None:
+            options["val_fraction"] = drawn_fraction(*where, options["val_fraction"])
+        train, val = open_data(*where, self.bar, seed=options["seed"], val_fraction=options["val_fraction"], warn=lambda text: self.tell("skipped", text))
+        if options["val_fraction"] is not None:
+            alone = len(train.classes) - len(set(val.labels.tolist()))
+            self.tell("split", f"--val-fraction {options['val_fraction']:g}: {len(val):,} of {len(train) + len(val):,} images are drawn for validation, by "
+                      f"seed {options['seed']} and their names, from each class" + f" but {alone} that {'has' if alone == 1 else 'have'} one image" * (alone > 0))
+        return train, val
 
     def network_of(self, net, drawn):
         """The network to train; drawn: with its first weights."""

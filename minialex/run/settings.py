@@ -14,11 +14,12 @@ from .recipes import RECIPES
 
 DEFAULTS = {"net": "half", "epochs": 30, "batch": 64, "lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4, "schedule": "cosine,warmup:1",
             "seed": 0, "init": "he", "form": "2012", "workspace_mb": None, "size": None, "side": None, "fit": None, "augment": "",
-            "optimizer": "sgd", "bias_lr": 1.0, "bias_decay": 0.0, "label_smoothing": 0.0, "drop_last": False}
+            "optimizer": "sgd", "bias_lr": 1.0, "bias_decay": 0.0, "label_smoothing": 0.0, "drop_last": False,
+            "val_fraction": None}
 # All that can be asked for.
 OPTIONS = "data", "train", "val", "device", "threads", "recipe", *DEFAULTS
 INTEGERS = "epochs", "batch", "size", "side", "threads", "seed"
-NUMBERS = "lr", "momentum", "weight_decay", "bias_lr", "bias_decay", "label_smoothing", "workspace_mb"
+NUMBERS = "lr", "momentum", "weight_decay", "bias_lr", "bias_decay", "label_smoothing", "workspace_mb", "val_fraction"
 SGD_ONLY = "momentum", "weight_decay", "form", "bias_lr", "bias_decay"
 SHAPES_DEFAULTS = {"epochs": 8, "batch": 32, "size": 98}       # reaches 97 % on the built-in set in a minute on two cores
 CHOICES = {"fit": ("crop", "squash"), "optimizer": ("sgd", "adam"), "form": ("2012", "torch"), "init": ("he", "published", "2012-code")}
@@ -78,6 +79,7 @@ def resumed(given, folder):
         if value is not None and name not in RESUMED:
             raise UserError(f"--{name.replace('_', '-')} cannot be given with --resume, which takes it from the run's config.json")
     config = folder.config()
+    config["options"].setdefault("val_fraction", None)      # a run from before it was drawn
     missing = [name for name in given if name not in config["options"]]
     if missing:
         raise UserError(f"{folder.path / 'config.json'} lacks the option {missing[0]}: it is of another version of minialex, which can still continue the run")
@@ -99,6 +101,8 @@ def check_ranges(options):
         below_1 = name in ("momentum", "label_smoothing")
         if options[name] is not None and not 0 <= options[name] < (1 if below_1 else math.inf):
             raise UserError(f"--{name.replace('_', '-')} {options[name]}: expected {'0 up to below 1' if below_1 else '0 or more'}")
+    if options["val_fraction"] is not None and not 0 < options["val_fraction"] < 1:
+        raise UserError(f"--val-fraction {options['val_fraction']}: expected more than 0 and less than 1, as 0.2 is")
     if options["seed"] >= 1 << 64:
         raise UserError(f"--seed {options['seed']}: expected less than 2**64")
     Schedule(options["schedule"], options["lr"], 1, options["epochs"])

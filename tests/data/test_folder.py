@@ -109,26 +109,37 @@ def test_classes_of_the_training_set(tmp_path):
 
 @pytest.mark.parametrize("train, val", [
     ("train", "val"), ("training", "validation"), ("training/training", "validation/validation"),
-    ("training/training", "validation")])
+    ("training/training", "validation"), ("train", "validation"), ("train", "valid"), ("train", "test")])
 def test_splits(tmp_path, train, val):
     tree(tmp_path, f"{train}/n0/1.jpg", f"{train}/n1/1.jpg", f"{val}/n0/2.jpg", f"{val}/n1/2.jpg", "labels.txt")
     for splits in find_splits(tmp_path), find_splits(train=tmp_path / train, val=tmp_path / val):
         assert [names(split) for split in splits] == [["n0/1.jpg", "n1/1.jpg"], ["n0/2.jpg", "n1/2.jpg"]]
+    assert names(open_validation(tmp_path, ["n1", "n0"])) == ["n1/2.jpg", "n0/2.jpg"]
+
+
+def test_of_several_validation_sets_the_one_named_val_is_taken(tmp_path):
+    for name in "test", "valid", "validation", "val":      # each goes before those that are there already
+        tree(tmp_path, "train/n0/1.jpg", "train/n1/1.jpg", f"{name}/n0/2.jpg", f"{name}/n1/2.jpg")
+        assert find_splits(tmp_path)[1].root == open_validation(tmp_path, ["n0", "n1"]).root == str(tmp_path / name)
+    assert names(open_validation(tree(tmp_path / "classes", "test/1.jpg", "other/1.jpg"), ["other", "test"])) == ["other/1.jpg", "test/1.jpg"]
 
 
 def test_what_is_amiss_in_splits(tmp_path):
     tell = dict(function=find_splits)
     tree(tmp_path, "half/train/a/1.jpg", "good/train/a/1.jpg", "good/train/b/1.jpg", "good/val/a/1.jpg")
-    assert sentence(tmp_path / "half", **tell).endswith("does not hold the two splits, only train without val")
-    assert sentence(tmp_path / "half/train", **tell).endswith(
-        "looked for train and val or training and validation or ILSVRC2012_img_train and ILSVRC2012_img_val or train.txt and val.txt")
+    how = (": give the two as --train X --val Y, or as --data one folder of class folders, from which --val-fraction F draws the validation set")
+    assert sentence(tmp_path / "half", **tell).endswith("does not hold the two splits, only train without val" + how)
+    assert sentence(tmp_path / "half/train", **tell).endswith("does not hold the two splits, but the one folder a" + how)
+    assert sentence(tree(tmp_path / "flat", "1.jpg"), **tell).endswith("does not hold the two splits, nor class folders" + how)
+    for have in dict(train=tmp_path / "good/train", val=tmp_path / "good/val"), dict(data=tmp_path / "good"):
+        assert "there is a validation set" in sentence(val_fraction=0.5, **have, **tell)
     tree(tmp_path, "tars/ILSVRC2012_img_val.tar", "tars/ILSVRC2012_img_train/n00000001.tar", "tars/ILSVRC2012_img_train/n00000002.tar")
-    assert sentence(tmp_path / "tars", **tell).endswith("but ILSVRC2012_img_val.tar: unpack each into a folder of that name")
+    assert sentence(tmp_path / "tars", **tell).endswith("but ILSVRC2012_img_val.tar (unpack each into a folder of that name)" + how)
     assert "unpack n00000001.tar, n00000002.tar into" in sentence(tmp_path / "tars/ILSVRC2012_img_train")
     assert "there is no folder" in sentence(tmp_path / "none", **tell)
     assert "good/val must have the training set's classes, but it lacks b" in sentence(tmp_path / "good", **tell)
-    assert "give a data folder" in sentence(**tell)
-    assert "both" in sentence(train=tmp_path, **tell)
+    for none in {}, {"train": tmp_path}, {"val": tmp_path}:
+        assert "give a data folder that holds both splits" in (told := sentence(**none, **tell)) and told.endswith(how)
     assert "both ways" in sentence(tmp_path, train=tmp_path, val=tmp_path, **tell)
     tree(tmp_path, "lone/train/a/1.jpg", "lone/val/a/1.jpg")
     assert "only one class, a" in sentence(tmp_path / "lone", **tell)
