@@ -99,9 +99,12 @@ NEEDED = {
     "relu_in_place": lambda a: 8 * a.count,
     "relu_backward_in_place": lambda a: 12 * a.count,
     "transpose_tiles": lambda a: 8 * a.height * a.width,
+    "squares": lambda a: 4 * a.count + 4 * a.rows,
+    "clip_factor": lambda a: 4 * a.count + 8,
+    "scale_gradient": lambda a: 8 * a.count + 4,
     "sgd": lambda a: 20 * a.count + 8,
     "adam": lambda a: 28 * a.count + 8,
-    "cross_entropy_rows": lambda a: a.rows * (12 * a.classes + 8),
+    "cross_entropy_rows": lambda a: a.rows * (12 * a.classes + 8) + 4,      # its labels are all the same: one weight
     "softmax_rows": lambda a: a.rows * 12 * a.classes,
     "label_rank": lambda a: a.rows * (4 * a.classes + 8),
     "tally": lambda a: a.n * (2 * 4 + 3 * 16),
@@ -114,8 +117,8 @@ ARITHMETIC = {
     "lrn": lambda a: a.rows * a.channels * (2 * a.size + 5), "lrn_backward": lambda a: a.rows * a.channels * (3 * a.size + 12),
     "max_pool": lambda a: a.rows * a.channels * a.window_height * a.window_width,
     "max_pool_backward": lambda a: 2 * a.rows // (a.height * a.width) * a.channels * windows(a, a.window_height, a.window_width)[1],
-    "relu_in_place": lambda a: a.count, "relu_backward_in_place": lambda a: a.count, "sgd": lambda a: 6 * a.count, "adam": lambda a: 12 * a.count,
-    "cross_entropy_rows": lambda a: 7 * a.rows * a.classes, "softmax_rows": lambda a: 5 * a.rows * a.classes,
+    "relu_in_place": lambda a: a.count, "relu_backward_in_place": lambda a: a.count, "sgd": lambda a: 6 * a.count, "squares": lambda a: 2 * a.count, "clip_factor": lambda a: a.count, "scale_gradient": lambda a: a.count, "adam": lambda a: 12 * a.count,
+    "cross_entropy_rows": lambda a: 8 * a.rows * a.classes, "softmax_rows": lambda a: 5 * a.rows * a.classes,
     "label_rank": lambda a: 3 * a.rows * a.classes, "tally": lambda a: 5 * a.n,
 }
 # What a lane's chain of loads grows with, where that depends on the batch.

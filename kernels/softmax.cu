@@ -1,10 +1,10 @@
 // Softmax cross-entropy, and where a label ranks among the logits.
 #include "grid.cuh"
 
-// loss[r] = log(sum_c exp(x[r,c])) - sum_c t[c] x[r,c];  dx = (softmax(x) - t) * scale, where the target is
-// t = (1 - smoothing) onehot(label[r]) + smoothing / classes (Szegedy 2016, section 7).   rows = N
-KERNEL cross_entropy_rows(long long rows, const float* x, const int* label, float* loss, float* dx, int classes, float scale,
-                          float smoothing) {
+// loss[r] = w (log(sum_c exp(x[r,c])) - sum_c t[c] x[r,c]);  dx = w (softmax(x) - t) * scale, where w = weight[label[r]] and the
+// target is t = (1 - smoothing) onehot(label[r]) + smoothing / classes (Szegedy 2016, section 7).   rows = N
+KERNEL cross_entropy_rows(long long rows, const float* x, const int* label, const float* weight, float* loss, float* dx, int classes,
+                          float scale, float smoothing) {
     ROWS(r, rows) {
         const float* xr = x + r * classes;
         float* dr = dx + r * classes;
@@ -20,9 +20,9 @@ KERNEL cross_entropy_rows(long long rows, const float* x, const int* label, floa
         total = row_sum(total);
         below = smoothing > 0 ? row_sum(below) : 0;
         const int right = label[r];
-        const float others = smoothing / classes;
-        LANES(c, classes) dr[c] = (dr[c] / total - (c == right ? 1 - smoothing + others : others)) * scale;
-        LANES(c, 1) loss[r] = logf(total) + (1 - smoothing) * (top - xr[right]) + others * below;
+        const float others = smoothing / classes, w = weight[right];
+        LANES(c, classes) dr[c] = (dr[c] / total - (c == right ? 1 - smoothing + others : others)) * (scale * w);
+        LANES(c, 1) loss[r] = w * (logf(total) + (1 - smoothing) * (top - xr[right]) + others * below);
     }
 }
 

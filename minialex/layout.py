@@ -10,6 +10,7 @@ from .device import Device
 from .errors import UserError
 from .nets import Net
 from .ops.layer import Shape
+from .optim import norm_slices
 
 
 class Layout:
@@ -20,7 +21,7 @@ class Layout:
     """
 
     def __init__(self, net: Net, device: Device, batch: int, *, input: Input | None = None, training: bool = True, workspace_mb: float | None = None,
-                 slots: Sequence[str] = ("velocity",)) -> None:
+                 slots: Sequence[str] = ("velocity",), clipped: bool = False) -> None:
         self.input = input or Input(net.side, net.size)
         self.net, self.batch, self.training, floats = net, batch, training, device.float
         side = self.input.side
@@ -38,7 +39,7 @@ class Layout:
         self.arrays: dict[str, tuple[Shape, Any]] = {
             "input images": ((batch, side, side, 3), np.uint8), "input views": ((batch, 18), floats),
             "input labels": ((batch,), np.int32), "input mean": ((side, side, 3) if self.input.mean == "image" else (1,), floats),
-            "input now": ((2,), np.float64), "output loss": ((batch,), floats), "output rank": ((batch,), floats),
+            "input now": ((2,), np.float64), "input class weights": ((2, net.classes), floats), "output loss": ((batch,), floats), "output rank": ((batch,), floats),
             "output probabilities": ((batch, net.classes), floats), "output totals": ((3, batch), np.float64),
             "activation input": ((rows if own[1:] else batch, net.size, net.size, 3), floats)}
         for name, layer in net.layers.items():
@@ -53,6 +54,9 @@ class Layout:
                 self.arrays |= {f"{slot} {name}": (shape, floats) for slot in slots}
                 self.arrays[f"gradient {name}"] = ((self.shares if name.split(".")[0] in self.stack else 1, *shape), floats)
         self.arrays["workspace columns"] = ((self.shares, self.columns), floats)
+        if training and clipped:
+            self.arrays["workspace norm"] = ((norm_slices(int(np.prod(shape)) for shape in net.parameters().values()),), floats)
+            self.arrays["output norm"] = ((2,), floats)
         if training:
             self.arrays |= {f"prepared {name}.{key}": (shape, floats) for name, layer in net.layers.items() if name != net.bottom
                             for key, shape in layer.prepared(net.inputs[name]).items()}

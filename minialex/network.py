@@ -14,7 +14,7 @@ from .ops.augment import FILLS, augment, check_views
 from .ops.conv import BLOCK, add_parts
 from .ops.layer import Site, as_array
 from .ops.softmax import check_labels, cross_entropy_rows, label_rank, softmax_rows, tally
-from .optim import SGD, Adam
+from .optim import SGD, Adam, clip
 
 
 class Network:
@@ -22,16 +22,20 @@ class Network:
 
     `parameters`, `velocity` and `gradients` are {name: device array}; `gradients` holds those of the mean loss. `state` is
     all that the optimizer keeps, {"velocity conv1.weight": device array, ...}. device: "auto", "cpu", "cuda", "numpy", or an open one.
+    In training, smoothing is that of the labels, class_weights (classes,) what an image's loss is times by its label, and clip_norm the
+    largest norm of all gradients together.
     """
 
     def __init__(self, net: Net, device: str | Device, batch: int, *, input: Input | None = None, training: bool = True, optimizer: SGD | Adam = SGD(),
-                 smoothing: float = 0.0, init: str | None = "he", seed: int = 0, workspace_mb: float | None = None) -> None:
+                 smoothing: float = 0.0, class_weights: np.ndarray | None = None, clip_norm: float | None = None, init: str | None = "he", seed: int = 0,
+                 workspace_mb: float | None = None) -> None:
         if batch < 1:
             raise UserError(f"--batch {batch}: a batch has at least one image")
         device = open_device(device)[0] if isinstance(device, str) else device
         self.net, self.device, self.batch, self.optimizer, self.seed, self.training = net, device, batch, optimizer, seed, training
-        self.smoothing, self.passed = smoothing, 0      # images of the last pass
-        self.layout = Layout(net, device, batch, input=input, training=training, workspace_mb=workspace_mb, slots=optimizer.slots)
+        self.smoothing, self.clip_norm, self.passed = smoothing, clip_norm, 0      # images of the last pass
+        self.layout = Layout(net, device, batch, input=input, training=training, workspace_mb=workspace_mb, slots=optimizer.slots,
+                             clipped=clip_norm is not None)
         self.input = self.layout.input
         self.arrays: dict[str, Array] = {}
         self.allocate("parameter ")
@@ -39,6 +43,8 @@ class Network:
         for name, value in net.draw(init, seed) if init is not None else ():      # before the rest takes its memory
             device.upload(self.parameters[name], value)
         self.allocate("")
+        ones = np.ones(net.classes)      # of an evaluation
+        device.upload(self.arrays["input class weights"], np.stack([ones, ones if class_weights is None else class_weights]))
         self.velocity = self.named("velocity ")
         self.state = {name: array for name, array in self.arrays.items() if name.split()[0] in optimizer.slots}
         self.gradients = {name: parts[0] for name, parts in self.named("gradient ").items()}
@@ -207,7 +213,13 @@ class Network:
             device.place = f"{name.split('.')[0]} update"
             if len(parts):
                 device.launch(add_parts, -(-total.size // BLOCK), parts, total, total.size, len(parts), 1)
-            if mode == "train":
+            if mode == "train" and self.clip_norm is None:
+                self.optimizer.update(device, name, self.parameters[name], self.state_of(name), total, self.arrays["input now"])
+        if mode == "train" and self.clip_norm is not None:      # the norm is that of all of them
+            device.place = "clip update"
+            clip(device, list(self.gradients.values()), self.clip_norm, self.arrays["workspace norm"], self.arrays["output norm"])
+            for name, total in self.gradients.items():
+                device.place = f"{name.split('.')[0]} update"
                 self.optimizer.update(device, name, self.parameters[name], self.state_of(name), total, self.arrays["input now"])
 
     def state_of(self, name: str) -> dict[str, Array]:
@@ -271,7 +283,8 @@ class Network:
         logits, labels = a[f"activation {list(self.net.layers)[-1]}"][:n].reshape(n, classes), a["input labels"][:n]
         probabilities = a["output probabilities"][:n]
         dlogits = shaped(a["workspace dense gradients"][0], (n, classes)) if mode != "evaluate" else probabilities
-        device.launch(cross_entropy_rows, n, logits, labels, a["output loss"][:n], dlogits, classes, 1.0 / n, self.smoothing if mode != "evaluate" else 0.0)
+        device.launch(cross_entropy_rows, n, logits, labels, a["input class weights"][int(mode != "evaluate")], a["output loss"][:n], dlogits, classes, 1.0 / n,
+                      self.smoothing if mode != "evaluate" else 0.0)
         device.launch(label_rank, n, logits, labels, a["output rank"][:n], classes)
         if mode != "gradient":
             device.launch(tally, -(-n // 32), a["output loss"], a["output rank"], a["output totals"], n, self.batch)

@@ -1,11 +1,11 @@
-"""SGD with momentum, in the two forms that were published, Adam, and schedules of the learning rate.
+"""SGD with momentum, in the two forms that were published, Adam, clipping of the gradients' norm, and schedules of the learning rate.
 
 An optimizer says what it keeps of each parameter (`slots`), what a step's launches read as the learning rate (`rate`), launches the
 update, and tells how large the last one was (`step_ratio`).
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,8 @@ from .device import Array, Device, kernel
 from .errors import UserError
 from .ops.layer import as_array, device_of, put
 
-BLOCK = 256        # as in kernels/sgd.cu and adam.cu
+BLOCK = 256        # as in kernels/sgd.cu, adam.cu and norm.cu
+SLICE = 4096       # as in kernels/norm.cu
 
 
 @kernel("sgd.cu")
@@ -36,6 +37,25 @@ def adam(rows, w, m, v, g, count, now, take1, take2, epsilon):
     m += take1 * (g - m)
     v += take2 * (g * g - v)
     w -= now[1] * m / (np.sqrt(v) + epsilon)
+
+
+@kernel("norm.cu")
+def squares(rows, g, partial, count):
+    """partial[r] = the sum of g^2 over slice r"""
+    partial[...] = np.add.reduceat(g.reshape(-1) ** 2, np.arange(0, count, SLICE))
+
+
+@kernel("norm.cu")
+def clip_factor(rows, partial, norm, count, limit):
+    """norm = (root of the sum of partial, min(1, limit / (that + 1e-6)))"""
+    norm[0] = np.sqrt(partial[:count].sum())
+    norm[1] = np.minimum(1, limit / (norm[0] + 1e-6))
+
+
+@kernel("norm.cu")
+def scale_gradient(rows, g, norm, count):
+    """g *= norm[1]"""
+    g *= norm[1]
 
 
 @dataclass(frozen=True)
@@ -106,6 +126,35 @@ def ratio(update: np.ndarray, w: np.ndarray) -> float | None:
     """|update| / |w|, None where w is 0."""
     size = float(np.linalg.norm(w))
     return float(np.linalg.norm(update)) / size if size else None
+
+
+def norm_slices(sizes: Iterable[int]) -> int:
+    """Floats of `partial` that `clip` needs for gradients of these sizes."""
+    return sum(-(-size // SLICE) for size in sizes)
+
+
+def clip(device: Device, gradients: Sequence[Array], limit: float, partial: Array, norm: Array) -> None:
+    """Launches the scaling of all gradients by one factor, so that their norm together is at most `limit`. norm (2,): gets the norm before, and
+    the factor."""
+    at = 0
+    for g in gradients:
+        rows = norm_slices([g.size])
+        device.launch(squares, rows, g, partial[at:at + rows], g.size)
+        at += rows
+    device.launch(clip_factor, 1, partial, norm, at, limit)
+    for g in gradients:
+        device.launch(scale_gradient, -(-g.size // BLOCK), g, norm, g.size)
+
+
+def clip_gradients(gradients: Sequence[Array], limit: float, *, device: str | Device = "cpu") -> tuple[list[Array], float]:
+    """Gradients scaled so that their norm together is at most `limit`, as torch.nn.utils.clip_grad_norm_. -> (new arrays, the norm before)"""
+    device = device_of(device)
+    if not limit > 0:
+        raise ValueError(f"limit: expected a number above 0, got {limit}")
+    copies = [put(device, as_array(f"gradients[{i}]", g)) for i, g in enumerate(gradients)]
+    partial, norm = device.empty((norm_slices(g.size for g in copies),)), device.empty((2,))
+    clip(device, [g for g in copies if g.size], float(limit), partial, norm)
+    return copies, float(device.to_numpy(norm)[0])
 
 
 def sgd_update(w: Array, v: Array, g: Array, *, lr: float, momentum: float = 0.9, weight_decay: float = 0.0, form: str = "2012",

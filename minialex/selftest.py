@@ -107,6 +107,7 @@ def other_kernels():
         "augment": lambda d: [functional.augment_images(images, view, 9, fill=fill, mean=m, device=d)
                               for view in views for fill in FILLS for m in (None, mean)],
         "adam": lambda d: functional.adam_update(w, v, np.abs(g), g, step=3, lr=0.1, device=d),
+        "clip_gradients": lambda d: [a for limit in (1.0, 1e3) for a in functional.clip_gradients([w, v[:31], x], limit, device=d)[0]],
         "sgd": lambda d: [a for form in ("2012", "torch")
                           for a in functional.sgd_update(w, v, g, lr=0.1, weight_decay=0.01, form=form, device=d)],
         "softmax": lambda d: (functional.softmax(logits, device=d),),

@@ -70,8 +70,8 @@ def other_sign(rows, w, v, g, *more):
     sgd_reference(rows, w, v, -g, *more)
 
 
-def lost(rows, x, label, loss, *more):
-    cross_entropy(rows, x, label, loss, *more)
+def lost(rows, x, label, weight, loss, *more):
+    cross_entropy(rows, x, label, weight, loss, *more)
     loss[...] = np.nan
 
 

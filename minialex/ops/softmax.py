@@ -1,4 +1,4 @@
-"""Softmax cross-entropy: loss = log(sum of exp(x)) - t . x for a target t, its gradient softmax(x) - t in the same pass."""
+"""Softmax cross-entropy: loss = w (log(sum of exp(x)) - t . x) for a target t and a weight w of its class, its gradient in the same pass."""
 
 import numpy as np
 
@@ -7,8 +7,8 @@ from .layer import as_array, device_of, put
 
 
 @kernel("softmax.cu")
-def cross_entropy_rows(rows, x, label, loss, dx, classes, scale, smoothing):
-    """loss (N,) and dx (N, classes) = gradient of the loss, times scale; target (1 - smoothing) onehot(label) + smoothing / classes"""
+def cross_entropy_rows(rows, x, label, weight, loss, dx, classes, scale, smoothing):
+    """loss (N,), times weight[label], and dx (N, classes) = its gradient times scale; target (1 - smoothing) onehot(label) + smoothing / classes"""
     top = x.max(axis=1, keepdims=True)
     e = np.exp(x - top)
     total = e.sum(axis=1, keepdims=True)
@@ -17,6 +17,8 @@ def cross_entropy_rows(rows, x, label, loss, dx, classes, scale, smoothing):
         loss += smoothing * (top - x).mean(axis=1)
     dx[...] = (e / total - smoothing / classes) * scale
     dx[np.arange(rows), label] -= (1 - smoothing) * scale
+    loss *= weight[label]
+    dx *= weight[label][:, None]
 
 
 @kernel("softmax.cu")
@@ -49,10 +51,11 @@ def check_labels(label: Array, classes: int) -> None:
         raise ValueError(f"label: {wrong} is not a class index from 0 to {classes - 1}")
 
 
-def softmax_cross_entropy(x: Array, label: Array, *, smoothing: float = 0.0, device: str | Device = "cpu") -> tuple[Array, Array]:
+def softmax_cross_entropy(x: Array, label: Array, *, smoothing: float = 0.0, weight: Array | None = None,
+                          device: str | Device = "cpu") -> tuple[Array, Array]:
     """Logits x (N, classes), label (N,) int -> (loss (N,), dx (N, classes)): each row's loss and its gradient.
 
-    smoothing, 0 up to below 1: the part of the target that all classes share alike.
+    smoothing, 0 up to below 1: the part of the target that all classes share alike. weight (classes,): a row's loss is times that of its label.
     """
     device = device_of(device)
     as_array("x", x, ("N", "classes")), as_array("label", label, ("N",), "integers")
@@ -60,11 +63,14 @@ def softmax_cross_entropy(x: Array, label: Array, *, smoothing: float = 0.0, dev
         raise ValueError(f"label: expected shape ({len(x)},), got {tuple(label.shape)}")
     if not 0 <= smoothing < 1:
         raise ValueError(f"smoothing: expected 0 up to below 1, got {smoothing}")
+    weight = np.ones(x.shape[1], np.float32) if weight is None else as_array("weight", weight, ("classes",))
+    if len(weight) != x.shape[1]:
+        raise ValueError(f"weight: expected shape ({x.shape[1]},), got {tuple(weight.shape)}")
     check_labels(label if isinstance(label, np.ndarray) else device.to_numpy(label), x.shape[1])
-    x, label = put(device, x), put(device, label.astype(np.int32))
+    x, label, weight = put(device, x), put(device, label.astype(np.int32)), put(device, weight)
     loss, dx = device.empty((len(x),)), device.empty(x.shape)
     if len(x):
-        device.launch(cross_entropy_rows, len(x), x, label, loss, dx, x.shape[1], 1.0, float(smoothing))
+        device.launch(cross_entropy_rows, len(x), x, label, weight, loss, dx, x.shape[1], 1.0, float(smoothing))
     return loss, dx
 
 

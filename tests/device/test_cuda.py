@@ -172,7 +172,7 @@ def test_arrays_come_back_as_they_went(device):
 
 def launch(device, **changed):
     x, label = device.array(np.ones((2, 4))), device.array(np.zeros(2, np.int32))
-    values = {"x": x, "label": label, "loss": device.empty((2,)), "dx": device.empty((2, 4)), "classes": 4, "scale": 1.0, "smoothing": 0.0, **changed}
+    values = {"x": x, "label": label, "weight": device.array(np.ones(4)), "loss": device.empty((2,)), "dx": device.empty((2, 4)), "classes": 4, "scale": 1.0, "smoothing": 0.0, **changed}
     device.launch(cross_entropy_rows, 2, *values.values())
     return device.to_numpy(values["loss"])
 
@@ -194,7 +194,7 @@ def test_a_scalar_of_another_width_would_corrupt_silently(device):
     for scale, into in zip((np.float32(2), 2.0), (device.zeros((2, 4)), device.zeros((2, 4)))):
         launch(device)
         function = device.modules["softmax.cu"].get_function("cross_entropy_rows")
-        function((1,), (128,), (np.int64(2), device.array(np.ones((2, 4))), device.zeros((2,), np.int32), loss[0], into, np.int32(4), scale, np.float32(0)))
+        function((1,), (128,), (np.int64(2), device.array(np.ones((2, 4))), device.zeros((2,), np.int32), device.array(np.ones(4)), loss[0], into, np.int32(4), scale, np.float32(0)))
         loss.append(device.to_numpy(into))
     right = np.tile([-1.5, 0.5, 0.5, 0.5], (2, 1))
     np.testing.assert_allclose(loss[2], right)

@@ -32,6 +32,27 @@ def test_label_smoothing_against_pytorch(device):
         softmax_cross_entropy(x, label, smoothing=1, device=device)
 
 
+@pytest.mark.parametrize("n, classes, smoothing", [(1, 1, 0.0), (5, 31, 0.3), (6, 33, 0.0)])
+def test_three_ties_with_class_weights(device, n, classes, smoothing):
+    weight = np.random.default_rng(n).uniform(0.1, 4, classes).astype(np.float32)
+    check_op("softmax_cross_entropy", {"x": (n, classes), "label": (n,)}, {"smoothing": smoothing, "weight": weight}, device=device)
+
+
+def test_class_weights_against_pytorch(device):
+    """Its sum over a batch; its mean divides by the weights of the batch's labels, ours by the number of images."""
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed: class weights are not compared with its")
+    random = np.random.default_rng(0)
+    x, label, weight = random.normal(0, 3, (6, 11)).astype(np.float32), np.arange(6), random.uniform(0.1, 4, 11).astype(np.float32)
+    loss, dx = map(to_host, softmax_cross_entropy(x, label, weight=weight, device=device))
+    theirs = torch.tensor(x, requires_grad=True)
+    truth = torch.nn.functional.cross_entropy(theirs, torch.tensor(label), weight=torch.tensor(weight), reduction="none")
+    truth.sum().backward()
+    np.testing.assert_allclose(loss, truth.detach().numpy(), rtol=1e-5)
+    np.testing.assert_allclose(dx, theirs.grad.numpy(), atol=1e-6)
+    with pytest.raises(ValueError, match=r"weight: expected shape \(11,\), got \(10,\)"):
+        softmax_cross_entropy(x, label, weight=weight[:10], device=device)
+
+
 @pytest.mark.parametrize("n, classes", [(1, 1), (5, 31), (3, 257), (0, 4)])
 def test_softmax(device, n, classes):
     x = np.random.default_rng(1).standard_normal((n, classes)) * 4

@@ -18,7 +18,7 @@ from minialex.ops.conv import BLOCK as PARTS_BLOCK
 from minialex.ops.conv import Conv, add_parts, col2im, im2col
 from minialex.ops.lrn import lrn, lrn_backward
 from minialex.ops.pool import MaxPool, max_pool, max_pool_backward
-from minialex.optim import BLOCK, adam, sgd
+from minialex.optim import BLOCK, SLICE, adam, scale_gradient, sgd, squares
 
 MANY = 2**31
 pytestmark = [pytest.mark.skipif(bool(why_not()), reason=f"no thread-by-thread execution here: {why_not()}")]
@@ -70,6 +70,10 @@ def flat(kernel, *rest, arrays, block):
     return MANY // block + 3, launch
 
 
+def cross_entropy_case(n, array):
+    return softmax.cross_entropy_rows, n, (array(n, 1000), array(n, dtype=np.int32), np.ones(1000, np.float32), array(n), array(n, 1000), 1000, 1.0, 0.1)
+
+
 def rows_of(kernel, *rest, width, arrays):
     def launch(n, array):
         return kernel, n, (*(array(n, *([width] if wide else []), dtype=np.int32 if wide is None else np.float32) for wide in arrays), *rest)
@@ -84,11 +88,13 @@ CASES = {
     "relu_in_place": flat(relu.relu_in_place, arrays=1, block=relu.BLOCK),
     "relu_backward_in_place": flat(relu.relu_backward_in_place, arrays=2, block=relu.BLOCK),
     "adam": flat(adam, NOW, 0.1, 0.001, 1e-7, arrays=4, block=BLOCK),
+    "scale_gradient": (MANY // BLOCK + 3, lambda n, array: (scale_gradient, n, (array(n, BLOCK), np.array([2, 0.5], np.float32), n * BLOCK))),
+    "squares": (MANY // SLICE + 3, lambda n, array: (squares, n, (array(n, SLICE), array(n), n * SLICE))),
     "sgd": flat(sgd, NOW, 1.0, 0.9, 5e-4, 1, arrays=3, block=BLOCK),
     "lrn": rows_of(lrn, 96, 5, 0.8, 0.75, 2.0, width=96, arrays=(True, True)),
     "lrn_backward": rows_of(lrn_backward, 96, 5, 0.8, 0.75, 2.0, width=96, arrays=(True, True, True)),
     "softmax_rows": rows_of(softmax.softmax_rows, 1000, width=1000, arrays=(True, True)),
-    "cross_entropy_rows": rows_of(softmax.cross_entropy_rows, 1000, 1.0, 0.1, width=1000, arrays=(True, None, False, True)),
+    "cross_entropy_rows": (MANY // 1000 + 3, cross_entropy_case),
     "label_rank": rows_of(softmax.label_rank, 1000, width=1000, arrays=(True, None, False)),
     "augment": (MANY // (256 * 256 * 3) + 2, lambda n, array: (augment.augment, n * 227, (
         array(n, 256, 256, 3, dtype=np.uint8), array(n, 18), np.zeros(1, np.float32), array(n, 227, 227, 3), 256, 227, 0, 0.0, 0))),

@@ -194,7 +194,8 @@ CLOSE = {         # fused multiply-adds, or sums over lanes, whose order differs
     "adam": lambda d: F.adam_update(drawn(2051), drawn(2051), np.abs(drawn(2051)), drawn(2051), step=3, lr=0.1, device=d),
     "augment": lambda d: F.augment_images(np.arange(7 * 7 * 3, dtype=np.uint8).reshape(1, 7, 7, 3), drawn(1, 18), 5, fill="reflect", device=d),
     "softmax": lambda d: F.softmax(drawn(5, 77), device=d),
-    "cross_entropy": lambda d: F.softmax_cross_entropy(drawn(5, 77), np.arange(5), smoothing=0.1, device=d),
+    "cross_entropy": lambda d: F.softmax_cross_entropy(drawn(5, 77), np.arange(5), smoothing=0.1, weight=1 + drawn(77) ** 2, device=d),
+    "clip_gradients": lambda d: tuple(F.clip_gradients([drawn(9000), drawn(31), drawn(3, 700)], 2.0, device=d)[0]),
 }
 
 
