@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeAlias
@@ -13,8 +14,27 @@ from .kernel import Kernel
 Array: TypeAlias = Any      # of a device: numpy's on cpu and numpy, CuPy's on cuda, which may not be installed
 
 
+class PerThread:
+    """An attribute of which each thread has a value of its own."""
+
+    def __init__(self, default: Any) -> None:
+        self.default = default
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, device: Any, owner: type) -> Any:
+        return self.default if device is None else getattr(vars(device).get("per_thread"), self.name, self.default)
+
+    def __set__(self, device: Any, value: Any) -> None:
+        setattr(vars(device).setdefault("per_thread", threading.local()), self.name, value)
+
+
 class Device:
-    """One place where kernels run. Launches happen at once, or are recorded between `with device.record() as tape`."""
+    """One place where kernels run. Launches happen at once, or are recorded between `with device.record() as tape`.
+
+    Several threads may launch at the same time, each in order; what one records is its own.
+    """
 
     name: str = ""
     model: str               # the chip or the compiler
@@ -23,8 +43,8 @@ class Device:
     products: str | None = None      # the library of matrix products and its version
     threads = 1              # shares of a batch that can run at the same time
     float = np.dtype(np.float32)
-    recording: Any = None
-    place = ""               # what is being launched, for reports: "conv1 forward"
+    recording: Any = PerThread(None)
+    place: Any = PerThread("")       # what is being launched, for reports: "conv1 forward"
     tile: int | None = None  # floats of columns that stay in a core's cache; None: as many as there is room for
     decoders: Any = property(lambda self: self.threads)      # threads that may decode pictures for it
     chunk: int | None = None # images that a share takes through the convolutional layers at a time; None: all of them
@@ -79,7 +99,7 @@ class Device:
     def record(self) -> Iterator[Any]:
         """Collects the launches of the block in a Tape instead of running them."""
         if self.recording is not None:
-            raise RuntimeError("a recording is already under way on this device")
+            raise RuntimeError("a recording is already under way in this thread")
         self.recording = tape = Tape(self)
         try:
             yield tape

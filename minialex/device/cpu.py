@@ -63,7 +63,10 @@ class CPU(Device):
         self.library.queue_open.restype = ctypes.c_void_p
         self.queue = ctypes.c_void_p(self.library.queue_open(self.threads))
         if not self.queue:
-            raise UserError(f"the system refuses {self.threads} threads: use a smaller --threads")
+            raise self.no_threads()
+
+    def no_threads(self) -> UserError:
+        return UserError(f"the system refuses {self.threads} threads: use a smaller --threads")
 
     def __del__(self):
         if getattr(self, "queue", None):
@@ -137,7 +140,7 @@ class CPU(Device):
     @contextlib.contextmanager
     def record(self) -> Iterator[Any]:
         if self.recording is not None:
-            raise RuntimeError("a recording is already under way on this device")
+            raise RuntimeError("a recording is already under way in this thread")
         self.recording = tape = Tape(self)
         try:
             yield tape
@@ -194,9 +197,9 @@ class Tape:
                                                      for run, slots, *_, part, parts in self.commands])
             self.ready = table, starts
         table, starts = self.ready
-        self.device.library.queue_play(self.device.queue, table, starts.ctypes.data_as(ctypes.c_void_p),
-                                       ctypes.c_longlong(len(self.phases)),
-                                       None if seconds is None else seconds.ctypes.data_as(ctypes.c_void_p))
+        if not self.device.library.queue_play(self.device.queue, table, starts.ctypes.data_as(ctypes.c_void_p), ctypes.c_longlong(len(self.phases)),
+                                              None if seconds is None else seconds.ctypes.data_as(ctypes.c_void_p)):
+            raise self.device.no_threads()
 
 
 def load_products(name=None):

@@ -1,6 +1,7 @@
 """The CUDA device: CuPy compiles the same .cu files with NVRTC and launches them, cuBLAS multiplies matrices."""
 
 import importlib.util
+import threading
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -49,6 +50,7 @@ class CUDA(Device):
         self.model, self.processors, self.products = properties["name"].decode(), properties["multiProcessorCount"], "cuBLAS"
         self.modules: dict[str, Any] = {}
         self.one, self.zero = np.ones(1, np.float32), np.zeros(1, np.float32)
+        self.feeding = threading.Lock()
         self.copies, self.slots = cupy.cuda.Stream(non_blocking=True), [Slot(cupy), Slot(cupy)]
 
     def __str__(self) -> str:
@@ -84,7 +86,11 @@ class CUDA(Device):
         launches takes it from there. Three waits keep the order: the host's for the pinned buffer's last copy, the copy
         stream's until the buffer's last content was taken, and the launches' for the copy.
         """
-        slot, launches = self.slots[0], self.cupy.cuda.get_current_stream()
+        with self.feeding:
+            self.feed_from(self.slots[0], pairs)
+
+    def feed_from(self, slot, pairs):
+        launches = self.cupy.cuda.get_current_stream()
         self.slots.reverse()
         parts, end = [], 0
         for array, host in pairs:

@@ -1,7 +1,8 @@
 // The CPU's stream: plays a recorded list of kernel launches and matrix products on a few threads.
 //
 // A recording is a sequence of phases; in a phase each thread runs a list of its own, and all meet before the next.
-// One call from Python plays the whole recording, so that a busy interpreter cannot hold a step up.
+// One call from Python plays the whole recording, so that a busy interpreter cannot hold a step up. Callers take turns,
+// and a process that was forked starts threads of its own when it first plays: none but the forking thread came with it.
 // POSIX threads and compiler builtins only: a C++ library would take zig most of a minute to build.
 #include <pthread.h>
 #include <stdlib.h>
@@ -43,6 +44,9 @@ struct Queue {
     unsigned round;
     pthread_mutex_t lock;
     pthread_cond_t moved;
+    pthread_mutex_t turn;      // of the callers
+    int running;               // whether the workers are there
+    Queue *next, **link;       // among all of the process
 };
 
 struct Worker { Queue* queue; int thread; };
@@ -102,38 +106,99 @@ static void* work(void* argument) {
     }
 }
 
-// A queue with threads - 1 workers beside the caller; null if the system gives no more threads.
-extern "C" Queue* queue_open(int threads) {
-    Queue* q = (Queue*)calloc(1, sizeof(Queue));
-    q->threads = threads;
-    q->workers = (pthread_t*)calloc(threads, sizeof(pthread_t));
-    pthread_mutex_init(&q->lock, nullptr);
-    pthread_cond_init(&q->moved, nullptr);
+// Ends the workers, of which there are threads - 1.
+static void stop(Queue* q) {
+    q->closing = 1;
+    meet(q);
+    for (int t = 1; t < q->threads; ++t) pthread_join(q->workers[t], nullptr);
+    q->closing = q->running = 0;
+}
+
+// Starts threads - 1 workers; 0 if the system does not give so many.
+static int start(Queue* q) {
+    const int threads = q->threads;
     for (int t = 1; t < threads; ++t) {
         Worker* worker = (Worker*)malloc(sizeof(Worker));
         *worker = Worker{q, t};
-        if (pthread_create(&q->workers[t], nullptr, work, worker)) return nullptr;
+        if (pthread_create(&q->workers[t], nullptr, work, worker)) {
+            free(worker);
+            q->threads = t;      // those that are there meet without the others, and go
+            stop(q);
+            q->threads = threads;
+            return 0;
+        }
     }
+    return q->running = 1;
+}
+
+// The queues of this process, for a fork to find.
+static pthread_mutex_t listing = PTHREAD_MUTEX_INITIALIZER;
+static Queue* queues;
+
+static void before_fork() { pthread_mutex_lock(&listing); }
+static void after_fork() { pthread_mutex_unlock(&listing); }
+
+// In the child no worker is left, and a lock may be held by a thread that is not there: all is set up as at the beginning.
+static void reset(Queue* q) {
+    pthread_mutex_init(&q->lock, nullptr);
+    pthread_cond_init(&q->moved, nullptr);
+    pthread_mutex_init(&q->turn, nullptr);
+    q->arrived = q->running = 0;
+}
+static void after_fork_in_child() {
+    for (Queue* q = queues; q; q = q->next) reset(q);
+    pthread_mutex_unlock(&listing);
+}
+static void watch_forks() { pthread_atfork(before_fork, after_fork, after_fork_in_child); }
+
+// A queue with threads - 1 workers beside the caller; null if the system gives no more threads.
+extern "C" Queue* queue_open(int threads) {
+    static pthread_once_t watched = PTHREAD_ONCE_INIT;
+    pthread_once(&watched, watch_forks);
+    Queue* q = (Queue*)calloc(1, sizeof(Queue));
+    q->threads = threads;
+    q->workers = (pthread_t*)calloc(threads, sizeof(pthread_t));
+    reset(q);
+    if (!start(q)) {
+        free(q->workers);
+        free(q);
+        return nullptr;
+    }
+    pthread_mutex_lock(&listing);
+    q->next = queues;
+    q->link = &queues;
+    if (q->next) q->next->link = &q->next;
+    queues = q;
+    pthread_mutex_unlock(&listing);
     return q;
 }
 
 extern "C" void queue_close(Queue* q) {
-    q->closing = 1;
-    meet(q);
-    for (int t = 1; t < q->threads; ++t) pthread_join(q->workers[t], nullptr);
+    pthread_mutex_lock(&listing);
+    *q->link = q->next;
+    if (q->next) q->next->link = q->link;
+    pthread_mutex_unlock(&listing);
+    if (q->running) stop(q);
     free(q->workers);
     free(q);
 }
 
 // Thread t runs commands starts[phase * threads + t] up to the next start; seconds (or null) gets each command's time.
-extern "C" void queue_play(Queue* q, const Command* commands, const long long* starts, long long phases, double* seconds) {
-    if (!phases) return;      // without a phase nothing would hold the caller until all threads have read what follows
-    q->commands = commands;
-    q->starts = starts;
-    q->phases = phases;
-    q->seconds = seconds;
-    meet(q);
-    play(q, 0);
+// -> 0 if the system gives no threads, which only a forked process asks for here
+extern "C" int queue_play(Queue* q, const Command* commands, const long long* starts, long long phases, double* seconds) {
+    if (!phases) return 1;      // without a phase nothing would hold the caller until all threads have read what follows
+    pthread_mutex_lock(&q->turn);
+    const int running = q->running || start(q);
+    if (running) {
+        q->commands = commands;
+        q->starts = starts;
+        q->phases = phases;
+        q->seconds = seconds;
+        meet(q);
+        play(q, 0);
+    }
+    pthread_mutex_unlock(&q->turn);
+    return running;
 }
 
 // c = op(a) op(b) + beta c, row-major; a part of a launch is some of the rows of c.

@@ -141,9 +141,10 @@ def device_of(device: str | Device) -> Device:
     if device not in _devices:
         if device == "numpy":
             from ..device.reference import Reference
-            _devices[device] = Reference(np.float64)
+            opened: Device = Reference(np.float64)
         else:
-            _devices[device] = open_device(device)[0]
+            opened = open_device(device)[0]
+        _devices.setdefault(device, opened)      # another thread may have been faster
     return _devices[device]
 
 

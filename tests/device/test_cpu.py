@@ -2,9 +2,12 @@
 
 import ctypes
 import os
+import signal
 import stat
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import numpy as np
@@ -21,6 +24,7 @@ from minialex.device.reference import Reference
 from minialex.errors import UserError
 from minialex.gradcheck import CASES
 from minialex.network import Network
+from minialex.ops import layer
 from minialex.ops.relu import relu_in_place
 
 
@@ -101,6 +105,119 @@ def test_a_recording_splits_shares_over_threads_and_plays_again():
     assert arrays[2][0] == 0
     with pytest.raises(ValueError, match="3 shares do not fit on 2 threads"):
         list(device.parallel(3))
+
+
+def in_threads(*works):
+    """Runs each in a thread, raises what one raised, and gives what they return."""
+    with ThreadPoolExecutor(len(works)) as pool:
+        return [done.result(timeout=60) for done in [pool.submit(work) for work in works]]
+
+
+def relu_of(device, x, times=1):
+    for _ in range(times):
+        y = device.array(x)
+        device.launch(relu_in_place, -(-y.size // 1024), y, y.size)
+        assert (y == np.maximum(x, 0)).all()
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_python_threads_may_launch_on_one_device(threads):
+    device = CPU(threads)
+    in_threads(*(lambda seed=seed: relu_of(device, np.random.default_rng(seed).standard_normal(3000 + seed).astype(np.float32), 300) for seed in range(3)))
+
+
+def test_a_recording_is_of_its_own_thread():
+    device, x, meet = CPU(threads=2), np.linspace(-1, 1, 3000, dtype=np.float32), threading.Barrier(3, timeout=60)
+
+    def recorded(place):
+        y = device.array(x)
+        with device.record() as tape:
+            device.place = place
+            for share in device.parallel(2):
+                meet.wait()      # the others are at the same place, or launching
+                if share == 1:
+                    device.launch(relu_in_place, 3, y, y.size)
+                meet.wait()
+            assert (y == x).all()
+            with pytest.raises(RuntimeError, match="already under way in this thread"), device.record():
+                pass
+        assert list(tape.play_timed()) == [place] and (y == np.maximum(x, 0)).all() and len(tape.phases) == 1
+
+    def launched():
+        for _ in range(4):
+            relu_of(device, x, 5)
+            meet.wait()
+        assert device.place == ""
+
+    in_threads(lambda: recorded("one"), lambda: recorded("other"), launched)
+
+
+def test_threads_that_ask_for_a_device_first_get_the_same(monkeypatch):
+    meet = threading.Barrier(2, timeout=60)
+    monkeypatch.setattr(layer, "_devices", {})
+    monkeypatch.setattr(layer, "open_device", lambda name: (meet.wait(), [object()])[1])
+    one, other = in_threads(*[lambda: layer.device_of("cpu")] * 2)
+    assert one is other
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.parametrize("busy", [False, True])
+def test_a_forked_process_starts_threads_of_its_own(busy):
+    """Also where it was forked while another thread was in the middle of a launch, whose lock nobody in the child would open."""
+    device, unused, x, done = CPU(threads=3), CPU(threads=2), np.linspace(-1, 1, 1 << 20 if busy else 3000, dtype=np.float32), threading.Event()
+    relu_of(device, x)
+
+    def play():
+        while not done.is_set():
+            device.launch(relu_in_place, x.size // 1024, y, x.size)
+
+    y = device.array(x)
+    other = threading.Thread(target=play) if busy else None
+    if other:
+        other.start()
+    for _ in range(4):
+        child = os.fork()
+        if not child:
+            code = 1
+            try:
+                signal.alarm(30)
+                relu_of(device, x, 3)
+                unused.__del__()
+                del device
+                code = 0
+            finally:
+                os._exit(code)
+        assert os.waitpid(child, 0)[1] == 0
+    done.set()
+    if other:
+        other.join()
+    relu_of(device, x, 3)      # and the parent goes on
+
+
+def test_a_system_without_more_threads_is_one_sentence(monkeypatch):
+    """When a device is opened, and in a forked process, which asks again."""
+    program = """if 1:
+        import resource
+        from minialex.device.cpu import CPU
+        from minialex.errors import UserError
+        CPU(1)
+        used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + (64 << 20), resource.RLIM_INFINITY))      # room for the stacks of a few threads
+        for attempt in range(3):
+            try:
+                CPU(40)
+            except UserError as error:
+                print(error)
+        CPU(2)
+    """
+    if sys.platform == "linux":
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+        assert done.stdout == "the system refuses 40 threads: use a smaller --threads\n" * 3 and done.returncode == 0, done
+    device = CPU(2)
+    monkeypatch.setattr(device, "library", SimpleNamespace(queue_play=lambda *arguments: 0, queue_close=device.library.queue_close))
+    with pytest.raises(UserError, match="the system refuses 2 threads"):
+        relu_of(device, np.ones(4, np.float32))
 
 
 def test_denormals_are_flushed_in_launches_and_kept_outside():
