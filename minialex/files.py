@@ -11,7 +11,11 @@ from .errors import UserError, shown
 def user_cache() -> Path:
     """The user's own folder for compiled kernels, listings and the built-in pictures, which need not be there yet; $MINIALEX_CACHE
     names another."""
-    return Path(os.environ.get("MINIALEX_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "minialex"))
+    try:
+        return Path(os.environ.get("MINIALEX_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "minialex"))
+    except RuntimeError:      # of Path.home
+        raise UserError("there is no home folder to keep compiled kernels and listings in (HOME is not set, and the system does not know this user): set "
+                        "MINIALEX_CACHE to a folder that can be written") from None
 
 
 def write_beside(path: str | os.PathLike, data: bytes | memoryview | str) -> None:

@@ -1,5 +1,6 @@
 """The machine's C++ compiler: found, and asked once for each text."""
 
+import contextlib
 import ctypes
 import hashlib
 import importlib.util
@@ -39,13 +40,17 @@ def cache_folder():
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
-        raise UserError(f"compiled kernels cannot be kept in {folder} ({error.strerror}): set MINIALEX_CACHE to a folder that can be written") from None
+        raise not_kept(folder, error) from None
     state = folder.stat()
     if state.st_uid != os.getuid():
         raise UserError(f"{folder} belongs to another user: compiled kernels are only loaded from a folder of your own; set MINIALEX_CACHE")
     if state.st_mode & 0o077:
         folder.chmod(0o700)
     return folder
+
+
+def not_kept(folder, error):
+    return UserError(f"compiled kernels cannot be kept in {folder} ({error.strerror}): set MINIALEX_CACHE to a folder that can be written")
 
 
 def processor():
@@ -57,8 +62,16 @@ def processor():
     return "".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))}))
 
 
+def checksum(data):
+    return hashlib.sha256(data).hexdigest()[:24]
+
+
 class Builder:
-    """Compiles a C++ text to a shared library, once per text, flags, compiler and processor."""
+    """Compiles a C++ text to a shared library, once per text, flags, compiler and processor.
+
+    A library's name ends in the checksum of its bytes: one that a full disk or a lost power supply has cut short is never loaded, as
+    reading beyond its end would kill the process, but built again.
+    """
 
     def __init__(self, flags):
         self.compiler, self.flags, self.folder = find_compiler(), flags, cache_folder()
@@ -69,17 +82,39 @@ class Builder:
         self.version = version.splitlines()[0] if version else ""
         self.key = "\n".join([*self.compiler, version, processor(), *flags])
 
-    def path(self, name, text):
-        return self.folder / f"{name}-{hashlib.sha256((self.key + text).encode()).hexdigest()[:24]}.so"
+    def stem(self, name, text):
+        return f"{name}-{checksum((self.key + text).encode())}-"
+
+    def find(self, name, text):
+        """The path of the library, if it is there and whole, or None."""
+        for path in sorted(self.folder.glob(self.stem(name, text) + "*.so")):
+            with contextlib.suppress(OSError):      # another process may be removing it
+                if path.stem.endswith(checksum(path.read_bytes())):
+                    return path
+                path.unlink()
+        return None
 
     def build(self, name, text):
-        target = self.path(name, text)
-        if not target.exists():
-            with tempfile.TemporaryDirectory(dir=self.folder) as scratch:
-                source, library = Path(scratch) / f"{name}.cpp", Path(scratch) / f"{name}.so"
-                source.write_text(text)
-                done = subprocess.run([*self.compiler, *self.flags, str(source), "-o", str(library)], capture_output=True, text=True)
-                if done.returncode:
-                    raise UserError(f"{' '.join(self.compiler)} could not compile {name}:\n{done.stderr.strip()}")
-                library.replace(target)    # another process may have been faster: both files are the same
-        return ctypes.CDLL(str(target))
+        path = self.find(name, text)
+        if path is None:
+            try:
+                path = self.compile(name, text)
+            except OSError as error:
+                raise not_kept(self.folder, error) from None
+        try:
+            return ctypes.CDLL(str(path))
+        except OSError as error:
+            raise UserError(f"{path} is as it was compiled and does not load ({str(error).removeprefix(f'{path}: ')}): if programs in that folder may not "
+                            "be run (a disk mounted noexec), set MINIALEX_CACHE to a folder where they may") from None
+
+    def compile(self, name, text):
+        with tempfile.TemporaryDirectory(dir=self.folder) as scratch:
+            source, library = Path(scratch) / f"{name}.cpp", Path(scratch) / f"{name}.so"
+            source.write_text(text)
+            done = subprocess.run([*self.compiler, *self.flags, str(source), "-o", str(library)], capture_output=True, text=True)
+            if done.returncode:
+                raise UserError(f"{' '.join(self.compiler)} could not compile {name}:\n{done.stderr.strip()}")
+            with open(library, "rb+") as file:
+                target = self.folder / f"{self.stem(name, text)}{checksum(file.read())}.so"
+                os.fsync(file.fileno())
+            return library.replace(target)      # another process may have been faster: both files are the same

@@ -51,8 +51,8 @@ class CPU(Device):
         self.builder = Builder(self.flags)
         queue = (Path(__file__).parent / "queue.cpp").read_text()
         texts = {"queue": queue, **{file.name: self.text(file) for file in sorted(sources().glob("*.cu"))}}
-        missing = [name for name, text in texts.items() if not self.builder.path(name, text).exists()]
-        if missing and announce:
+        missing = [name for name, text in texts.items() if not self.builder.find(name, text)] if announce else []
+        if announce and missing:
             announce(f"compiling {len(missing)} kernel files with {self.builder.version} (once)")
         with ThreadPoolExecutor(available) as pool:
             self.libraries = dict(zip(texts, pool.map(self.builder.build, texts, texts.values())))

@@ -74,9 +74,48 @@ def test_the_cache_sees_source_headers_flags_and_compiler(monkeypatch, tmp_path)
     builder, other = Builder(FLAGS), Builder([*FLAGS, "-DX"])
     text = source_text(sources() / "dropout.cu")
     assert "0xD2511F53u" in text and "#include \"" not in text          # random.cuh is in it, and so in the key
-    assert len({builder.path("a", text), builder.path("a", text + " "), other.path("a", text)}) == 3
+    assert len({builder.stem("a", text), builder.stem("a", text + " "), other.stem("a", text)}) == 3
     monkeypatch.setattr(compiler, "processor", lambda: "another one")
-    assert Builder(FLAGS).path("a", text) != builder.path("a", text)
+    assert Builder(FLAGS).stem("a", text) != builder.stem("a", text)
+
+
+def test_a_damaged_library_is_built_again(monkeypatch, tmp_path):
+    monkeypatch.setenv("MINIALEX_CACHE", str(tmp_path))
+    builder, text = Builder(["-shared", "-fPIC"]), 'extern "C" int f() { return 7; }'
+    assert builder.find("f", text) is None and builder.build("f", text).f() == 7
+    (path,) = (tmp_path / "compiled").iterdir()
+    whole = path.read_bytes()
+    assert builder.find("f", text) == path
+    for damaged in (b"", whole[:len(whole) // 2], whole[:-1], b"\0" * len(whole), whole[:5000] + b"\1" + whole[5001:]):
+        path.unlink()                    # another file, as the one in use may not be cut
+        path.write_bytes(damaged)
+        assert builder.find("f", text) is None and not path.exists()
+        path.write_bytes(damaged)
+        assert builder.build("f", text).f() == 7 and [file.read_bytes() for file in (tmp_path / "compiled").iterdir()] == [whole]
+
+
+def test_a_cache_that_cannot_be_used_is_one_sentence(monkeypatch, tmp_path):
+    monkeypatch.setenv("MINIALEX_CACHE", str(tmp_path))
+    builder, text = Builder(["-shared", "-fPIC"]), 'extern "C" int f() { return 7; }'
+    builder.build("f", text)
+
+    def refused(path):
+        raise OSError(f"{path}: failed to map segment from shared object: Operation not permitted")
+    monkeypatch.setattr(compiler.ctypes, "CDLL", refused)
+    with pytest.raises(UserError, match=r"f-[-0-9a-f]*.so is as it was compiled and does not load \(failed to map [^:]*: [^:]*\): .*noexec\), set MINIALEX_CACHE"):
+        builder.build("f", text)
+    shutil.rmtree(tmp_path / "compiled")
+    (tmp_path / "compiled").write_text("not a folder")
+    with pytest.raises(UserError, match="compiled kernels cannot be kept in .*compiled .*: set MINIALEX_CACHE"):
+        builder.build("f", text)
+    for name in ("MINIALEX_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+
+    def unknown(uid):
+        raise KeyError(uid)
+    monkeypatch.setitem(sys.modules, "pwd", SimpleNamespace(getpwuid=unknown))
+    with pytest.raises(UserError, match="no home folder .*: set MINIALEX_CACHE"):
+        compiler.cache_folder()
 
 
 def test_two_processes_may_compile_at_once(tmp_path):
