@@ -104,7 +104,7 @@ def parser_of(command, description, **more):
 def add_device(parser):
     """The options of where to compute."""
     parser.add_argument("--device", default="auto", choices=DEVICES, help="default auto: a working GPU, else the CPU")
-    parser.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: the cores, a container's share of them, or OMP_NUM_THREADS if less)")
 
 
 def say(text):

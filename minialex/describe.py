@@ -2,12 +2,11 @@
 
 from . import interrupts      # first: imports take a while, in which Ctrl-C ends the process without a word
 
-import os
 from types import MethodType
 
 from . import nets
 from .command import parser_of, run_command, say
-from .device.base import Device
+from .device.base import Device, cores
 from .device.cpu import CPU
 from .device.cuda import CUDA
 from .layout import Layout
@@ -26,7 +25,7 @@ def main(arguments=None):
     parser.add_argument("--classes", type=int, help="default: the published number")
     parser.add_argument("--size", type=int, help="input size (default: the published one)")
     parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads, each with a workspace of its own")
+    parser.add_argument("--threads", type=int, default=cores(), help="CPU threads, each with a workspace of its own")
     parser.add_argument("--gpu", type=int, metavar="N", help="memory on a GPU of N multiprocessors (A100: 108, H100: 132) instead of a CPU")
     parser.add_argument("--workspace-mb", type=float)
     args = parser.parse_args(arguments)

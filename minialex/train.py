@@ -54,7 +54,7 @@ def parse(arguments):
     run = parser.add_argument_group("run")
     run.add_argument("--seed", type=int, help="of weights, order, crops and dropout (default 0)")
     run.add_argument("--device", choices=DEVICES, help="default auto: a working GPU, else the CPU")
-    run.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
+    run.add_argument("--threads", type=int, help="CPU threads (default: the cores, a container's share of them, or OMP_NUM_THREADS if less)")
     run.add_argument("--workspace-mb", type=float, help="most memory for convolution's columns, all shares together")
     run.add_argument("--out", metavar="DIR", help="run folder (default: a new one in runs/)")
     run.add_argument("--resume", metavar="RUN", help="continue the run in this folder; only --epochs, --device, --threads and a data "

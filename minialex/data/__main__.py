@@ -7,6 +7,7 @@ import shutil
 import time
 
 from ..command import parser_of, run_command, say, warn
+from ..device.base import cores
 from ..errors import UserError, shown
 from ..progress import on_terminal
 from .folder import SPLITS, find_splits, open_split, split_pairs
@@ -50,7 +51,7 @@ def pack_all(args):
         for sentence in source.remarks():
             warn(sentence)
         began = time.perf_counter()
-        index, was_complete = pack(source, out, args.size, args.fit, args.workers or os.cpu_count() or 1, args.shard_mb, warn, on_terminal)
+        index, was_complete = pack(source, out, args.size, args.fit, args.workers or cores(), args.shard_mb, warn, on_terminal)
         n, left_out = (sum(amounts) for amounts in zip(*((shard["images"], len(shard["left_out"])) for shard in index["shards"])))
         how = "were packed already" if was_complete else f"packed in {time.perf_counter() - began:,.0f} s"
         say(f"{shown(out)}: {n:,} images in {len(index['classes']):,} classes, {args.size} pixels as {args.fit}, "

@@ -1,10 +1,12 @@
 """What every device promises: arrays, launches, matrix products, and recordings of them."""
 
 import contextlib
+import math
 import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path, PurePath
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -149,8 +151,41 @@ class Tape:
 
 
 def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores that this process may use: those that it may run on, a container's share of their time, and no more than OMP_NUM_THREADS."""
+    counts: list[float] = [len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1]
+    counts += [quota] if (quota := cpu_quota()) else []
+    asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()      # "4,2": of nested loops
+    counts += [int(asked)] if asked.isdecimal() and int(asked) else []
+    return math.ceil(min(counts))
+
+
+def cpu_quota(own: str = "/proc/self/cgroup", groups: str = "/sys/fs/cgroup") -> float | None:
+    """The processors' worth of time that the control groups of this process, and those around them, may have; None: no limit.
+
+    `own` names the groups, where a container may see other paths than its `groups` has: those that are not there do not count.
+    """
+    quotas = []
+    for line in read(own).splitlines():
+        _, controllers, path = [*line.split(":", 2), "", ""][:3]
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        group = PurePath(os.path.normpath("/" + path.lstrip("/"))).relative_to("/")
+        for around in (group, *group.parents):
+            if controllers:      # version 1
+                folders = [Path(groups, name, around) for name in (controllers, "cpu")]
+                limits = [(read(folder / "cpu.cfs_quota_us"), read(folder / "cpu.cfs_period_us")) for folder in folders]
+            else:
+                limits = [tuple([*read(Path(groups, around, "cpu.max")).split(), "", ""][:2])]
+            quotas += [int(quota) / int(period) for quota, period in limits if quota.strip().isdecimal() and period.strip().isdecimal() and int(period)]
+    return min(filter(None, quotas), default=None)
+
+
+def read(path: str | Path) -> str:
+    """A small text file, "" where there is none that can be read."""
+    try:
+        return Path(path).read_text()
+    except (OSError, ValueError):
+        return ""
 
 
 def check_product(a: Array, b: Array, c: Array, transpose_a: bool, transpose_b: bool) -> tuple[int, int, int]:

@@ -15,7 +15,7 @@ import pytest
 
 from minialex import nets
 from minialex.data.augment import Input
-from minialex.device import compiler, open_device
+from minialex.device import base, compiler, open_device
 from minialex.device import cpu as module
 from minialex.device.compiler import FLAGS, Builder
 from minialex.device.cpu import CPU, onednn_wheel
@@ -144,6 +144,36 @@ def test_a_recording_splits_shares_over_threads_and_plays_again():
     assert arrays[2][0] == 0
     with pytest.raises(ValueError, match="3 shares do not fit on 2 threads"):
         list(device.parallel(3))
+
+
+@pytest.mark.parametrize("own, files, quota", [
+    ("0::/\n", {"cpu.max": "150000 100000\n"}, 1.5),                                                       # in a container with a name space of its own
+    ("0::/\n", {"cpu.max": "max 100000\n"}, None), ("0::/\n", {}, None), ("", {}, None), ("nonsense\n", {"cpu.max": "x y"}, None),
+    ("0::/a.slice/b\n", {"a.slice/b/cpu.max": "max 100000", "a.slice/cpu.max": "300000 100000"}, 3),        # of the group around it
+    ("0::/a/b\n", {"a/b/cpu.max": "50000 100000", "a/cpu.max": "200000 100000", "c/cpu.max": "1 100000"}, 0.5),
+    ("0::/docker/1f\n", {"cpu.max": "250000 100000"}, 2.5), ("0::/../../x\n", {"cpu.max": "250000 100000"}, 2.5),   # paths of the system around the container
+    ("4:memory:/\n3:cpu,cpuacct:/g\n", {"cpu,cpuacct/g/cpu.cfs_quota_us": "400000\n", "cpu,cpuacct/g/cpu.cfs_period_us": "100000\n"}, 4),
+    ("3:cpu:/docker/1f\n0::/\n", {"cpu/cpu.cfs_quota_us": "100000", "cpu/cpu.cfs_period_us": "50000"}, 2),
+    ("3:cpuacct,cpu:/\n", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, None),
+    ("4:cpuset:/\n", {"cpuset/cpu.cfs_quota_us": "1", "cpuset/cpu.cfs_period_us": "100000"}, None), ("0::/\n", {"cpu.max": "100000 0"}, None)])
+def test_the_quota_of_a_container(tmp_path, own, files, quota):
+    for name, text in files.items():
+        (tmp_path / "groups" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "groups" / name).write_text(text)
+    (tmp_path / "own").write_text(own)
+    assert base.cpu_quota(str(tmp_path / "own"), str(tmp_path / "groups")) == quota
+
+
+@pytest.mark.parametrize("quota, asked, count", [
+    (None, None, 6), (2.5, None, 3), (0.2, None, 1), (9.0, None, 6), (None, "4", 4), (None, "4,2", 4), (None, " 3 ", 3), (2.5, "4", 3), (2.5, "1", 1),
+    (None, "64", 6), (None, "", 6), (None, "0", 6), (None, "-2", 6), (None, "four", 6), (None, ",2", 6), (None, "2.5", 6)])
+def test_the_cores_that_threads_are_made_for(monkeypatch, quota, asked, count):
+    monkeypatch.setattr(base.os, "sched_getaffinity", lambda process: set(range(6)), raising=False)
+    monkeypatch.setattr(base, "cpu_quota", lambda: quota)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if asked is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", asked)
+    assert base.cores() == count
 
 
 def in_threads(*works):

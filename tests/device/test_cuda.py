@@ -26,6 +26,7 @@ from minialex import describe, evaluate, gradcheck, predict, train
 from minialex.command import run_command
 from minialex.data.augment import Input
 from minialex.device import cuda, open_device
+from minialex.device.base import cores
 from minialex.errors import UserError
 from minialex.layout import Layout
 from minialex.nets import build
@@ -153,7 +154,7 @@ def test_a_step_is_timed_by_events(device):
 def test_auto_takes_the_gpu(gpu):
     device, reason = open_device("auto")
     assert device.name == "cuda" and reason == "a working GPU was found"
-    assert device.decoders == len(os.sched_getaffinity(0)) and open_device("cuda", 3)[0].decoders == 3      # threads that decode pictures
+    assert device.decoders == cores() and open_device("cuda", 3)[0].decoders == 3      # threads that decode pictures
 
 
 def test_arrays_come_back_as_they_went(device):
