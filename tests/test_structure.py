@@ -75,3 +75,17 @@ def test_only_commands_speak_and_listen():
                 assert node.func.id not in ("print", "input"), f"{name} prints"
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module] if isinstance(node, ast.ImportFrom) else []
             assert not {"tqdm", "signal", "argparse", "tqdm.auto"} & set(names), f"{name} imports {names}"
+
+
+def test_text_is_utf_8_on_every_system():
+    """Whoever opens a file for text says so: Windows would take another encoding."""
+    for path in ROOT.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            called = node.func if isinstance(node, ast.Call) else None
+            name = called.attr if isinstance(called, ast.Attribute) else getattr(called, "id", None)
+            of = getattr(called, "value", None)
+            if name not in ("open", "fdopen", "read_text", "write_text", "TextIOWrapper") or isinstance(of, ast.Name) and of.id in ("os", "Image", "webbrowser"):
+                continue
+            modes = [value.value for value in node.args if isinstance(value, ast.Constant) and isinstance(value.value, str) and not set(value.value) - set("rwxabt+")]
+            binary = name in ("open", "fdopen") and any("b" in mode for mode in modes)
+            assert binary or any(word.arg == "encoding" for word in node.keywords), f"{path.name}, line {node.lineno}: {name} without encoding"

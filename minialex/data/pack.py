@@ -5,7 +5,7 @@ import os
 import zlib
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import islice
 
 import numpy as np
@@ -64,8 +64,9 @@ def _writing(out):
     folder = None
     try:
         os.makedirs(out, exist_ok=True)
-        folder = os.open(out, os.O_RDONLY)
-        take_lock(folder, f"another process is packing into {shown(out)}: wait for it, or name another folder")
+        with suppress(PermissionError):      # Windows opens no folder
+            folder = os.open(out, os.O_RDONLY)
+            take_lock(folder, f"another process is packing into {shown(out)}: wait for it, or name another folder")
         _tidy(out)
         yield
     except OSError as error:

@@ -1,5 +1,6 @@
 """Where kernels run: `cpu` (the C++ compiler), `cuda` (CuPy), `numpy` (the references)."""
 
+import sys
 from collections.abc import Callable
 
 from .base import Array, Device
@@ -30,5 +31,8 @@ def open_device(name: str = "auto", threads: int | None = None, announce: Callab
         if name == "cuda":
             raise UserError(f"--device cuda: {missing}")
         reason = missing
+    if sys.platform == "win32":
+        raise UserError(f"the CPU of a Windows machine computes only under WSL, the Linux in Windows{'' if name == 'cpu' else f', and no GPU was found: {reason}'}; "
+                        "--device cuda is for NVIDIA GPUs, --device numpy works anywhere, slowly")
     from .cpu import CPU
     return CPU(threads, announce), reason

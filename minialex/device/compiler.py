@@ -15,8 +15,10 @@ from pathlib import Path
 from ..errors import UserError
 from ..files import user_cache
 
+# The processor of this machine. Clang knows -march=native on ARM only from version 15 on, Apple's until 2023 not at all.
+NATIVE = "-mcpu=native" if platform.machine().lower() in ("arm64", "aarch64") else "-march=native"
 # NaN must be seen, so -ffinite-math-only and -ffast-math stay out; the rest is what vectorises sums and square roots.
-FLAGS = ["-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fassociative-math",
+FLAGS = ["-std=c++17", "-O3", NATIVE, "-fno-math-errno", "-fno-trapping-math", "-fassociative-math",
          "-fno-signed-zeros", "-fopenmp-simd", "-Wno-psabi", "-Wno-pass-failed", "-fno-exceptions", "-fPIC", "-shared", "-pthread"]
 
 
@@ -54,9 +56,9 @@ def not_kept(folder, error):
 
 
 def processor():
-    """What -march=native depends on."""
+    """What NATIVE depends on."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return platform.machine() + platform.processor()
     return "".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))}))
@@ -110,7 +112,7 @@ class Builder:
     def compile(self, name, text):
         with tempfile.TemporaryDirectory(dir=self.folder) as scratch:
             source, library = Path(scratch) / f"{name}.cpp", Path(scratch) / f"{name}.so"
-            source.write_text(text)
+            source.write_text(text, encoding="utf-8")
             done = subprocess.run([*self.compiler, *self.flags, str(source), "-o", str(library)], capture_output=True, text=True)
             if done.returncode:
                 raise UserError(f"{' '.join(self.compiler)} could not compile {name}:\n{done.stderr.strip()}")

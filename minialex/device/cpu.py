@@ -49,7 +49,7 @@ class CPU(Device):
             raise UserError(f"--threads {threads}: expected at least 1")
         self.threads = threads or available
         self.builder = Builder(self.flags)
-        queue = (Path(__file__).parent / "queue.cpp").read_text()
+        queue = (Path(__file__).parent / "queue.cpp").read_text(encoding="utf-8")
         texts = {"queue": queue, **{file.name: self.text(file) for file in sorted(sources().glob("*.cu"))}}
         missing = [name for name, text in texts.items() if not self.builder.find(name, text)] if announce else []
         if announce and missing:

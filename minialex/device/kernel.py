@@ -27,7 +27,7 @@ def source_text(file):
 
     def inlined(path):
         lines = []
-        for line in path.read_text().splitlines():
+        for line in path.read_text(encoding="utf-8").splitlines():
             if line.startswith('#include "'):
                 header = path.parent / line.split('"')[1]
                 if header not in seen:
@@ -43,7 +43,7 @@ def source_text(file):
 @functools.lru_cache(maxsize=None)
 def declarations(path):
     """{kernel: [Argument, ...]} as declared with KERNEL in a .cu file."""
-    return declared_in(Path(path).read_text())
+    return declared_in(Path(path).read_text(encoding="utf-8"))
 
 
 def declared_in(text):

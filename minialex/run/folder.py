@@ -56,7 +56,7 @@ class RunFolder:
         except OSError as error:
             raise UserError(f"the run folder {self} cannot be made ({error.strerror}): give another --out") from None
         try:
-            self.lock = open(self.path / ".lock", "w")
+            self.lock = open(self.path / ".lock", "wb")
         except OSError as error:
             raise UserError(f"the run folder {self} cannot be written ({error.strerror}): make it writable, or give another --out") from None
         take_lock(self.lock, f"another run is writing to {self} now: wait for it, or give another --out")
@@ -87,7 +87,7 @@ class RunFolder:
         """The content of config.json, checked."""
         path = self.path / "config.json"
         try:
-            config = json.loads(path.read_text())
+            config = json.loads(path.read_text(encoding="utf-8"))
         except (FileNotFoundError, NotADirectoryError):
             raise UserError(f"{self} is not a run folder: it has no config.json") from None
         except (OSError, ValueError) as error:
@@ -113,7 +113,7 @@ class RunFolder:
         """A dict for each epoch that was reported; empty where there is none yet."""
         path = self.path / "metrics.jsonl"
         try:
-            return [json.loads(line) for line in path.read_text().splitlines()]
+            return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         except FileNotFoundError:
             return []
         except ValueError as error:
