@@ -14,7 +14,7 @@ from .command import add_device, parser_of, run_command, say, warn
 from .data.folder import ImageFolder, open_unlabelled
 from .data.imagenet import wnids_of
 from .errors import UserError, shown
-from .files import require_place, write_beside
+from .files import require_place, stream_to, write_beside
 from .progress import on_terminal, silent
 from .run.run import Run
 
@@ -123,7 +123,7 @@ def main(arguments=None):
             raise
     if args.csv is not None:
         write_beside(args.csv, plain_csv(found, source, classes, top, len(args.path) == 1) if numbers is None else ilsvrc_lines(found, source, numbers))
-        say(f"{shown(args.csv)}: {len(found)} images" + f", {len(refused)} unreadable left out" * bool(refused))
+        (warn if stream_to(args.csv) == 1 else say)(f"{shown(args.csv)}: {len(found)} images" + f", {len(refused)} unreadable left out" * bool(refused))
     return 2 if refused else 0
 
 
