@@ -3,6 +3,7 @@
     config.json        what the run is: net, input, classes, options, machine and data
     last.safetensors   where it stands; best.safetensors: the weights with the best validation top-1
     metrics.jsonl      a line for each epoch; written after the report, so that a resumed run sees whether that is missing
+    near-duplicates.txt  the validation images that are also in training, where there are such
     mean.npy           the training set's mean image, where the input subtracts one
     report.html        the report, and its pictures beside it
     .lock              held by the process that writes here
@@ -23,7 +24,7 @@ from ..errors import UserError, typed
 from ..files import take_lock, write_beside
 
 # What `write_beside` has not finished when it is killed.
-UNFINISHED = re.compile(r"\.((last|best)\.safetensors|config\.json|metrics\.jsonl|report\.html|mean\.npy|[a-z]+\.png)\.\d+")
+UNFINISHED = re.compile(r"\.((last|best)\.safetensors|config\.json|metrics\.jsonl|report\.html|mean\.npy|near-duplicates\.txt|[a-z]+\.png)\.\d+")
 # What a config.json has; "layers" too where the net is none of minialex.nets.
 CONFIG = {"net": str, "size": int, "input": dict, "classes": list, "threads": int, "options": dict, "machine": dict, "data": dict}
 
@@ -144,6 +145,14 @@ class RunFolder:
         data = io.BytesIO()
         np.save(data, image)
         write_beside(self.path / "mean.npy", data.getvalue())
+
+    def save_duplicates(self, text):
+        """Keeps what names validation images that are also in training; empty: there are none."""
+        path = self.path / "near-duplicates.txt"
+        if text:
+            write_beside(path, text.encode("utf-8", "surrogateescape"))
+        else:
+            path.unlink(missing_ok=True)      # of a run that was killed before it saved anything
 
     def checkpoint(self, which=None):
         """The path of the "best" or the "last" checkpoint; None takes the best there is."""

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from importlib.metadata import version
 
 from .. import nets
+from ..data import duplicates
 from ..data.augment import Input, measure
 from ..data.folder import drawn_fraction, open_data
 from ..data.loader import Loader
@@ -84,6 +85,8 @@ class Session:
         train, val = self.loaders(train, val)
         schedule = Schedule(options["schedule"], options["lr"], len(train), options["epochs"])
         self.trainer = Trainer(network, train, val, schedule, epochs=options["epochs"], seed=options["seed"])
+        alike = config["data"].get("val", {}).get("near_duplicates") if config else self.duplicates(train.folder, val.folder)
+        self.config["data"]["val"]["near_duplicates"] = alike
         if not self.folder.lock:
             self.take_folder(config)
         if resumed:
@@ -102,6 +105,21 @@ class Session:
             self.tell("split", f"--val-fraction {options['val_fraction']:g}: {len(val):,} of {len(train) + len(val):,} images are drawn for validation, by "
                       f"seed {options['seed']} and their names, from each class" + f" but {alone} that {'has' if alone == 1 else 'have'} one image" * (alone > 0))
         return train, val
+
+    def duplicates(self, train, val):
+        """How many validation images are also in training, told, and kept as text until the folder is there; None where that is not looked for."""
+        self.alike = ""
+        if not any(self.options[name] for name in ("data", "train")):      # the built-in set has none
+            return None
+        if len(train) + len(val) > duplicates.MOST:
+            self.tell("val", f"of more than {duplicates.MOST:,} images it is not looked whether some are also in training")
+            return None
+        pairs = duplicates.near_duplicates(train, val, self.device.decoders, self.bar)
+        if pairs:
+            self.alike = duplicates.listed(pairs, train, val)
+            self.tell("warning", f"{len(pairs):,} of {len(val):,} validation images are also in training (near-duplicates.txt in the run's folder, which "
+                      "minialex.evaluate takes as --without FILE)")
+        return len(pairs)
 
     def network_of(self, net, drawn):
         """The network to train; drawn: with its first weights."""
@@ -192,6 +210,7 @@ class Session:
                 self.folder.best.unlink()      # of a run that was killed before it saved its last
             if self.mean is not None:
                 self.folder.save_mean(self.mean)
+            self.folder.save_duplicates(self.alike)
         self.folder.save_config(self.config)
         self.tell("run", str(self.folder))
         if metrics and not self.folder.told(metrics):      # a kill came between the checkpoint and these

@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 from runs import arguments, copy_of, refused, replaced
 
 import minialex
@@ -127,3 +128,41 @@ def test_the_usual_fraction_is_drawn_unasked(own, tmp_path):
 def test_what_cannot_be_drawn(own, pictures, capsys, options, words):
     names = {"own": own[0], "run": own[1], "pictures": pictures}
     assert words.format(**names) in refused(capsys, train.main, *(option.format(**names) for option in options))
+
+
+# Near-duplicates
+
+def test_validation_images_that_are_in_training_are_told_and_named(own_pictures, tmp_path, capsys, plain_report):
+    for name in "red/00.jpg", "blue/01.jpg":      # the second saved anew, and under a name that the run's folder has to bear
+        with Image.open(own_pictures / "train" / name) as picture:
+            picture.save(own_pictures / "val" / name.replace("0", "é"), quality=95)
+    (own_pictures / "val/red/éé.jpg").write_bytes((own_pictures / "train/red/00.jpg").read_bytes())
+    out = tmp_path / "run"
+    assert train.main([*arguments(own_pictures, out), "--epochs", "1"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    told = [place for place, line in enumerate(lines) if "2 of 14 validation images are also in training (near-duplicates.txt" in line]
+    assert len(told) == 1 and told[0] < [line.startswith("epoch") for line in lines].index(True)
+    named = [line for line in (out / "near-duplicates.txt").read_text().splitlines() if not line.startswith("#")]
+    assert named == ["blue/é1.jpg", "red/éé.jpg"]
+    assert evaluate.main([str(out), "--without", str(out / "near-duplicates.txt")]) == 0
+    assert "of 12 images, 2 left out by" in capsys.readouterr().out
+    config = json.loads((out / "config.json").read_text())
+    assert config["data"]["val"]["near_duplicates"] == 2
+    session, told = prepared(resume=str(out), epochs=2)
+    assert session.config["data"] == config["data"] and not [line for line in told if "duplicates" in line[1]]
+
+
+def test_a_set_without_them_has_no_such_file(own, tmp_path, monkeypatch):
+    data, run, _ = own
+    assert json.loads((run / "config.json").read_text())["data"]["val"]["near_duplicates"] == 0 and not (run / "near-duplicates.txt").exists()
+    monkeypatch.setattr("minialex.data.duplicates.MOST", 20)
+    session, told = prepared(str(tmp_path / "run"), data=str(data), size=72, device="cpu")
+    assert session.config["data"]["val"]["near_duplicates"] is None
+    assert ("val", "of more than 20 images it is not looked whether some are also in training") in told
+
+
+def test_the_built_in_set_is_not_searched(pictures, tmp_path, monkeypatch):
+    monkeypatch.setattr("minialex.data.folder.default_set", lambda bar: str(pictures))
+    monkeypatch.setattr("minialex.data.duplicates.near_duplicates", None)
+    session, _ = prepared(str(tmp_path / "run"), size=72, device="cpu")
+    assert session.config["data"]["val"]["near_duplicates"] is None and len(session.trainer.train.folder) == 37
