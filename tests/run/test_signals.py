@@ -34,9 +34,9 @@ def test_a_second_run_in_a_folder_is_refused_and_the_first_goes_on(pictures, tmp
 def test_a_run_that_ended_while_another_came_up_is_not_overwritten(pictures, finished, tmp_path, capsys, monkeypatch):
     out, opened = tmp_path / "run", session.open_data
 
-    def slowly(*args):
+    def slowly(*args, **more):
         copy_of(finished, out)
-        return opened(*args)
+        return opened(*args, **more)
     monkeypatch.setattr(session, "open_data", slowly)
     assert f"{out} holds a run already" in refused(capsys, train.main, *arguments(pictures, out))
     assert contents(out) == contents(finished)
