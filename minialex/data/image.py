@@ -166,7 +166,8 @@ def _opened(path):
     except UnreadableImage:
         raise
     except UnidentifiedImageError as error:
-        reason = f"it is not an intact image of a format that is read here ({', '.join(FORMATS)})"
+        remedy = REMEDIES.get(os.path.splitext(path)[1][1:].lower())
+        reason = f"it is not an intact image of a format that is read here ({', '.join(FORMATS)}" + f"; {remedy} may add its own" * bool(remedy) + ")"
         raise UnreadableImage(path, reason if about.st_size else "it is empty") from error
     except Image.DecompressionBombError as error:
         raise UnreadableImage(path, f"it has more than the {MAX_PIXELS:,} pixels allowed") from error

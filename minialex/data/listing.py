@@ -116,7 +116,7 @@ def twins(missing, extra):
     composed = {unicodedata.normalize("NFC", name): name for name in missing}
     for name in extra:
         other = composed.get(unicodedata.normalize("NFC", name))
-        if other is not None:
+        if other not in (None, name):
             return f": {ascii(other)} and {ascii(name)} differ in Unicode normalisation alone, so rename one of them"
     return ""
 

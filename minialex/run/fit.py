@@ -17,7 +17,8 @@ from .words import as_python, heard
 
 def fit(data: PathLike | None = None, *, net: str | Net | None = None, train: PathLike | None = None, val: PathLike | None = None,
         recipe: str | None = None, epochs: int | None = None, batch: int | None = None, size: int | None = None, side: int | None = None,
-        val_fraction: float | None = None, fit: str | None = None, augment: str | None = None, drop_last: bool | None = None, optimizer: str | None = None, lr: float | None = None,
+        val_fraction: float | None = None, fit: str | None = None, augment: str | None = None, drop_last: bool | None = None,
+        optimizer: str | None = None, lr: float | None = None,
         schedule: str | None = None, momentum: float | None = None, weight_decay: float | None = None, form: str | None = None,
         bias_lr: float | None = None, bias_decay: float | None = None, label_smoothing: float | None = None, init: str | None = None,
         seed: int | None = None, device: str | None = None, threads: int | None = None, workspace_mb: float | None = None,

@@ -13,6 +13,7 @@ from PIL import Image
 
 from ..data.augment import Input
 from ..data.folder import ImageFolder, open_data, open_validation
+from ..data.listing import twins
 from ..data.loader import Loader
 from ..data.shapes import default_set
 from ..device import DEVICES, open_device
@@ -189,7 +190,7 @@ class Run:
         where = (data,) if data is not None else (options["data"] or None, options["train"] or None, options["val"] or None)
         train, val = open_data(*where, seed=options["seed"], val_fraction=options.get("val_fraction"), warn=warn or heard)
         if train.classes != self.classes:
-            raise UserError(f"the classes of {shown(train.root)} are not those of the run")
+            raise UserError(f"the classes of {shown(train.root)} are not those of the run{twins(self.classes, train.classes)}")
         return train, val
 
     def _loader(self, source: Any, batch: int, warn: Callable[[str], Any] | None = None) -> Loader:

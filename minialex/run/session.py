@@ -12,6 +12,7 @@ from .. import nets
 from ..data import duplicates
 from ..data.augment import Input, measure
 from ..data.folder import drawn_fraction, open_data
+from ..data.listing import twins
 from ..data.loader import Loader
 from ..device import open_device
 from ..errors import UserError
@@ -171,7 +172,8 @@ class Session:
             self.tell("warning", f"the run was started with {config['threads']} threads, now there are {self.config['threads']}: "
                       "it continues, but not bit for bit")
         if config["classes"] != self.config["classes"]:
-            raise UserError(f"the classes of {self.options['data'] or self.options['train']} are not those of the run in {self.folder}")
+            raise UserError(f"the classes of {self.options['data'] or self.options['train']} are not those of the run in {self.folder}"
+                            + twins(config["classes"], self.config["classes"]))
         if any(config["data"].get(split, {}).get(key) != now[key] for split, now in self.config["data"].items() for key in ("images", "sha256")):
             self.tell("warning", "the image files are not those that the run was started with: it continues, but not bit for bit")
 

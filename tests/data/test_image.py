@@ -313,6 +313,12 @@ def test_other_content(tmp_path):
         assert "not an intact image" in refusal(decode, path)
 
 
+def test_what_would_read_a_file_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(image_module, "REMEDIES", {"heic": "pip install 'minialex[heif]'"})
+    (tmp_path / "x.HEIC").write_bytes(b"\0\0\0\x18ftypheic" + bytes(99))
+    assert "; pip install 'minialex[heif]' may add its own)" in refusal(decode, tmp_path / "x.HEIC")
+
+
 def test_error_is_a_user_error_and_survives_pickling():
     error = pickle.loads(pickle.dumps(UnreadableImage("a/b.jpg", "it is empty")))
     assert isinstance(error, UserError) and str(error) == "a/b.jpg: it is empty"

@@ -1,14 +1,16 @@
 """Pictures that are added, removed or renamed between runs and while one is under way."""
 
+import json
 import os
 import shutil
 import signal
 from functools import partial
 
 import pytest
-from runs import arguments, contents, copy_of, load, refused, timeless
+from runs import arguments, contents, copy_of, load, refused, replaced, timeless
 
-from minialex import train
+import minialex
+from minialex import UserError, evaluate, train
 from minialex.data.loader import Loader
 from minialex.run import session
 from minialex.run.trainer import Trainer
@@ -46,6 +48,21 @@ def test_a_class_that_is_added_is_refused(finished, own_pictures, tmp_path, caps
         shutil.copytree(own_pictures / split / "red", own_pictures / split / "crimson")
     assert f"the classes of {own_pictures} are not those of the run in {out}" in refused(capsys, train.main, "--resume", out, "--data", own_pictures)
     assert contents(out) == before
+
+
+def test_a_class_whose_name_is_stored_in_another_way(finished, own_pictures, tmp_path, capsys):
+    """As a disk of macOS gives an accent back: apart from its letter."""
+    out = copy_of(finished, tmp_path / "run")
+    config = json.loads((out / "config.json").read_text())
+    config["classes"][2] = "ré"
+    replaced(out / "config.json", json.dumps(config).encode())
+    for split in "train", "val":
+        (own_pictures / split / "red").rename(own_pictures / split / "re\u0301")
+    twins = "'r\\xe9' and 're\\u0301' differ in Unicode normalisation alone, so rename one of them"
+    assert twins in refused(capsys, train.main, "--resume", out, "--data", own_pictures)
+    assert twins in refused(capsys, evaluate.main, out, "--data", own_pictures)
+    with pytest.raises(UserError, match="normalisation alone"):
+        minialex.load(out, device="cpu").report(own_pictures)
 
 
 def test_data_that_is_gone(finished, own_pictures, tmp_path, capsys):

@@ -119,7 +119,7 @@ def test_the_usual_fraction_is_drawn_unasked(own, tmp_path):
 
 @pytest.mark.parametrize("options, words", [
     (["--data", "{own}", "--val-fraction", "0"], "--val-fraction 0.0: expected more than 0 and less than 1"),
-    (["--data", "{own}", "--val-fraction", "nan"], "--val-fraction nan: expected more than 0"),
+    (["--data", "{own}", "--val-fraction", "1"], "--val-fraction 1.0: expected more than 0 and less than 1"),
     (["--data", "{pictures}", "--val-fraction", "0.5"], "--val-fraction 0.5: there is a validation set, {pictures}/val"),
     (["--train", "{own}", "--val-fraction", "0.5"], "give the two as --train X --val Y"),
     (["--val-fraction", "0.5"], "give a data folder"),
@@ -166,3 +166,13 @@ def test_the_built_in_set_is_not_searched(pictures, tmp_path, monkeypatch):
     monkeypatch.setattr("minialex.data.duplicates.near_duplicates", None)
     session, _ = prepared(str(tmp_path / "run"), size=72, device="cpu")
     assert session.config["data"]["val"]["near_duplicates"] is None and len(session.trainer.train.folder) == 37
+
+
+def test_from_python(own, tmp_path, plain_report):
+    data, out, _ = own
+    options = dict(size=72, batch=8, epochs=1, lr=0.002, device="cpu", seed=3, progress=False)
+    with pytest.warns(UserWarning):
+        run = minialex.fit(data, val_fraction=0.25, out=tmp_path / "run", **options)
+    assert run.config["data"] == json.loads((out / "config.json").read_text())["data"]
+    with pytest.raises(minialex.UserError, match="^val_fraction 1.5: expected more than 0 and less than 1"):
+        minialex.fit(data, val_fraction=1.5)
