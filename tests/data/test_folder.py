@@ -503,3 +503,5 @@ def test_names_that_differ_in_unicode_normalisation(tmp_path):
     write(tmp_path, list=f"val/b/1.jpg {two}")
     assert sentence(tmp_path / "list.txt", [one], function=open_list).endswith(told)
     assert "normalisation" not in sentence(tmp_path / "val", ["b", "cafe"])
+    swapped = told.replace("'caf\\xe9' and 'cafe\\u0301'", "'cafe\\u0301' and 'caf\\xe9'")
+    assert sentence(tmp_path / "train", ["b", two]).endswith(swapped) and swapped != told
