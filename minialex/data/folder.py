@@ -298,7 +298,7 @@ def _unwrapped(split):
 
 def _but(beside):
     """What a sentence on missing images adds: the files that lie there instead."""
-    return f" and found {beside.endings()}" if beside.other else ""
+    return f" (other files: {beside.endings()})" if beside.other else ""
 
 
 def _extensions():

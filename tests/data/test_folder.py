@@ -408,9 +408,9 @@ def test_files_of_other_kinds_are_counted(tmp_path, monkeypatch):
     told = f"7 other files in {root} were left out (.heic 2: pip install 'minialex[heif]', .mov 2, no ending 2, .jpg~ 1)"
     assert folder.remarks() == [told]
     tree(tmp_path / "phone", "a/1.heic", "b/1.heic")
-    assert sentence(tmp_path / "phone").endswith("looked for .jpg and found .heic 2: pip install 'minialex[heif]'")
+    assert sentence(tmp_path / "phone").endswith("looked for .jpg (other files: .heic 2: pip install 'minialex[heif]')")
     tree(tmp_path / "mixed", "a/1.jpg", "b/1.heic")
-    assert "class folder b of" in sentence(tmp_path / "mixed") and "and found .heic 1" in sentence(tmp_path / "mixed")
+    assert "class folder b of" in sentence(tmp_path / "mixed") and "holds no images (other files: .heic 1" in sentence(tmp_path / "mixed")
     assert open_unlabelled(root / "a").remarks() == [f"2 other files in {root}/a were left out (.heic 2: pip install 'minialex[heif]')"]
 
 
