@@ -22,8 +22,10 @@ def line_of(loss, top1, top5, images):
     return f"loss {loss:.4f}   top-1 {top1:.1%}   top-5 {top5:.1%}   of {images} images"
 
 
-def class_table(classes, counts):
-    """Lines of text: images, correct ones and top-1 of each class; of more than MOST_LISTED classes, of those that do worst."""
+def class_table(found):
+    """Lines of text: images, correct ones, top-1 (which is the recall), precision and F1 of each class, and their means; of more than MOST_LISTED
+    classes, of those that do worst."""
+    classes, counts, scores = found.classes, found.confusion, list(found.per_class.values())
     images, correct = counts.sum(axis=1), counts.diagonal()
     chosen = np.arange(len(classes))
     if len(classes) > MOST_LISTED:
@@ -31,10 +33,13 @@ def class_table(classes, counts):
         chosen = there[np.lexsort((-images[there], correct[there] / images[there]))][:WORST]
         yield f"the {len(chosen)} classes of {len(classes)} that do worst:"
     width = max(5, *(len(shown(classes[k])) for k in chosen))
-    yield f"{'class':{width}}  images  correct    top-1"
+
+    def cells(*values):
+        return "".join(f" {'-':>10}" if value is None else f" {value:10.1%}" for value in values)
+    yield f"{'class':{width}}  images  correct      top-1  precision         F1"
     for k in chosen:
-        share = f"{correct[k] / images[k]:8.1%}" if images[k] else f"{'-':>8}"
-        yield f"{shown(classes[k]):{width}}  {images[k]:6}  {correct[k]:7} {share}"
+        yield f"{shown(classes[k]):{width}}  {images[k]:6}  {correct[k]:7}" + cells(*(scores[k][name] for name in ("top1", "precision", "f1")))
+    yield f"{'mean':{width}}  {images.sum():6}  {correct.sum():7}" + cells(*(found.macro[name] for name in ("recall", "precision", "f1")))
 
 
 def confusion_table(classes, counts):
@@ -53,7 +58,7 @@ def by_lines(values):
 
 
 def main(arguments=None):
-    parser = parser_of("evaluate", "Score a trained network on labelled images: loss, top-1 and top-5, the accuracy of each class, the confusion "
+    parser = parser_of("evaluate", "Score a trained network on labelled images: loss, top-1 and top-5, accuracy, precision and F1 of each class, the confusion "
                        "matrix, and the mistakes it is surest of.")
     parser.add_argument("run", help="run folder of minialex.train")
     parser.add_argument("--data", metavar="DIR", help="class folders, a list or a packed set, or a folder in which val/ is such (default: the run's own "
@@ -84,7 +89,7 @@ def main(arguments=None):
         told = {name: getattr(found, name) for name in ("loss", "top1", "top5", "images", "unreadable", "views")}
         if found.without is not None:
             told["without"] = {"file": args.without, **{name: value for name, value in found.without.items() if name != "strangers"}}
-        write_beside(args.json, by_lines({**told, "per_class": found.per_class, "confusion": found.confusion.tolist(), "mistakes": found.mistakes,
+        write_beside(args.json, by_lines({**told, "per_class": found.per_class, "macro": found.macro, "confusion": found.confusion.tolist(), "mistakes": found.mistakes,
                                           "per_image": found.per_image}))
     return 0
 
@@ -97,7 +102,7 @@ def show(found, without):
     if rest is not None:
         say(f"{line_of(*(rest[name] for name in ('loss', 'top1', 'top5', 'images')))}, {rest['left_out']} left out by {shown(without)}"
             + f", of whose paths {rest['strangers']} name no image here" * bool(rest["strangers"]))
-    say("\n" + "\n".join(class_table(classes, counts)))
+    say("\n" + "\n".join(class_table(found)))
     if len(classes) <= MOST_CONFUSED:
         say("\n" + "\n".join(confusion_table(classes, counts)))
     if mistakes:

@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 from runs import draw_classes
+from sklearn.metrics import precision_recall_fscore_support
 
 from minialex import evaluate, predict, train
 from minialex.command import run_command
@@ -18,7 +19,7 @@ from minialex.data.image import square
 from minialex.data.pack import pack
 from minialex.errors import UserError
 from minialex.run.run import Run
-from minialex.run.scores import losses_and_ranks
+from minialex.run.scores import Evaluation, losses_and_ranks
 
 COLOURS = {"amber": (210, 140, 40), "blue": (50, 70, 200), 'green, "deep"': (30, 130, 50), "grey": (120, 120, 120), "red": (200, 60, 50), "violet": (140, 60, 190)}
 CLASSES = list(COLOURS)
@@ -90,7 +91,10 @@ def test_scores_are_those_of_the_probabilities(run, data, alone, tmp_path, capsy
     confusion = np.array(told["confusion"])
     assert confusion.tolist() == [[int(((label == row) & (predicted == column)).sum()) for column in range(6)] for row in range(6)]
     assert confusion.sum() == 24 and confusion.trace() == round(24 * told["top1"]) < 24
-    assert told["per_class"] == {name: {"images": 4, "top1": confusion[k, k] / 4} for k, name in enumerate(CLASSES)}
+    assert all((of["images"], of["top1"], of["recall"]) == (4, confusion[k, k] / 4, confusion[k, k] / 4) for k, of in enumerate(told["per_class"].values()))
+    scores = precision_recall_fscore_support(label, predicted, zero_division=0)
+    for name, of_classes in zip(("precision", "recall", "f1"), scores):
+        assert [of[name] for of in told["per_class"].values()] == pytest.approx(of_classes.tolist()) and told["macro"][name] == pytest.approx(of_classes.mean())
 
     mistakes, paths = told["mistakes"], list(alone)
     assert {entry["path"] for entry in mistakes} == {paths[i] for i in np.flatnonzero(rank)} and len(mistakes) == 24 - confusion.trace()
@@ -147,16 +151,31 @@ def test_any_form_of_the_data_gives_the_same_scores(run, data, tmp_path):
 def test_a_class_without_images_has_no_accuracy(run, data, tmp_path, capsys):
     (tmp_path / "list.txt").write_text(f"{data}/val/red/01.jpg red\n{data}/val/blue/01.jpg blue\n")
     told = scored(run, tmp_path / "list.txt", tmp_path)
-    assert told["images"] == 2 and told["per_class"]["grey"] == {"images": 0, "top1": None} and np.sum(told["confusion"]) == 2
-    assert [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("grey")] == [["grey", "0", "0", "-"]]
+    assert told["images"] == 2 and told["per_class"]["grey"]["images"] == 0 and told["per_class"]["grey"]["top1"] is None and np.sum(told["confusion"]) == 2
+    assert [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("grey")][0][:4] == ["grey", "0", "0", "-"]
+
+
+def test_precision_recall_and_f1_are_scikit_learns():
+    """Also of classes without images, without predictions, and without either, which it leaves out."""
+    random = np.random.default_rng(0)
+    for classes, truth, guess in (4, random.integers(0, 4, 60), random.integers(0, 4, 60)), (6, [0, 0, 1, 2, 2], [0, 3, 1, 1, 3]), (2, [0], [1]):
+        counts = np.zeros((classes, classes), np.int64)
+        np.add.at(counts, (truth, guess), 1)
+        found = Evaluation(0.0, 0.0, 0.0, len(truth), [f"c{k}" for k in range(classes)], counts, [])
+        there = sorted({*truth, *guess})
+        for average, ours in (None, list(zip(*[[found.per_class[f"c{k}"][name] for name in ("precision", "recall", "f1")] for k in there]))), ("macro", tuple(found.macro.values())):
+            theirs = precision_recall_fscore_support(truth, guess, average=average, zero_division=0)[:3]
+            np.testing.assert_allclose(ours, theirs, rtol=1e-12)
+        assert all(of["f1"] is None for name, of in found.per_class.items() if int(name[1:]) not in there)
 
 
 def test_tables():
     counts = np.diag([3, 0, 12])
     counts[0, 2], counts[2, 1] = 1, 30
-    lines = list(evaluate.class_table(["a", "b\n", "long name"], counts))
-    assert [line.split() for line in lines] == [["class", "images", "correct", "top-1"], ["a", "4", "3", "75.0%"], ["'b\\n'", "0", "0", "-"],
-                                                ["long", "name", "42", "12", "28.6%"]] and len({len(line) for line in lines}) == 1
+    lines = list(evaluate.class_table(Evaluation(0.0, 0.0, 0.0, 46, ["a", "b\n", "long name"], counts, [])))
+    assert [line.split() for line in lines] == [["class", "images", "correct", "top-1", "precision", "F1"], ["a", "4", "3", "75.0%", "100.0%", "85.7%"],
+                                                ["'b\\n'", "0", "0", "-", "0.0%", "0.0%"], ["long", "name", "42", "12", "28.6%", "92.3%", "43.6%"],
+                                                ["mean", "46", "15", "34.5%", "64.1%", "43.1%"]] and len({len(line) for line in lines}) == 1
     lines = list(evaluate.confusion_table(["a", "b", "c"], counts))
     assert [line.split() for line in lines] == [["taken", "for", "0", "1", "2"], ["0", "a", "3", ".", "1"], ["1", "b", ".", ".", "."], ["2", "c", ".", "30", "12"]]
     assert len({len(line) for line in lines}) == 1
@@ -164,7 +183,8 @@ def test_tables():
     counts = np.diag(1 + np.arange(1000) % 37)
     counts[:, 0] += 20
     counts[1], counts[500, 2], counts[74, 2] = 0, 1000, 1      # none; a small share of many; more than its like
-    first, header, *lines = evaluate.class_table([f"c{k}" for k in range(1000)], counts)
+    first, header, *lines, mean = evaluate.class_table(Evaluation(0.0, 0.0, 0.0, counts.sum(), [f"c{k}" for k in range(1000)], counts, []))
+    assert mean.startswith("mean")
     assert first == "the 10 classes of 1000 that do worst:"
     assert [line.split()[0] for line in lines] == ["c500", "c74", "c37", *(f"c{37 * k}" for k in range(3, 10))]
 

@@ -21,7 +21,7 @@ LEAST = np.finfo(np.float32).tiny      # a mean probability below it is taken fo
 
 # In training, after each epoch
 
-def validate(network, loader, stop=None, each=None):
+def validate(network, loader, stop=None, each=None, bar=silent):
     """Centre-crop scores over a loader. -> {"loss", "top1", "top5", "images", "whole"}, or None if stop() became true.
 
     "whole" is top-1 over the batches that are full, None where there is none. each(batch, losses, ranks) is called for every batch.
@@ -31,18 +31,19 @@ def validate(network, loader, stop=None, each=None):
     before = network.device.to_numpy(totals)
     totals.fill(0)
     try:
-        for batch in loader.epoch(0):
-            if stop is not None and stop():
-                return None
-            if not len(batch):
-                continue
-            network.evaluate(batch.images, batch.labels, network.input.centre(len(batch)))
-            count += len(batch)
-            if each:
-                losses, ranks = network.results(len(batch))
-                if len(batch) == loader.batch:
-                    whole = [whole[0] + int((ranks < 1).sum()), whole[1] + len(batch)]
-                each(batch, losses, ranks)
+        with bar(iterable=loader.epoch(0), total=len(loader), unit="batch", desc="validation", delay=1) as batches:      # a short one shows none
+            for batch in batches:
+                if stop is not None and stop():
+                    return None
+                if not len(batch):
+                    continue
+                network.evaluate(batch.images, batch.labels, network.input.centre(len(batch)))
+                count += len(batch)
+                if each:
+                    losses, ranks = network.results(len(batch))
+                    if len(batch) == loader.batch:
+                        whole = [whole[0] + int((ranks < 1).sum()), whole[1] + len(batch)]
+                    each(batch, losses, ranks)
         loss, top1, top5 = network.scores()
     finally:
         network.device.upload(totals, before)
@@ -168,9 +169,20 @@ class Evaluation:
 
     @property
     def per_class(self) -> dict[str, dict]:
-        """{class: {"images", "top1"}}, top1 None of a class without images."""
-        images, correct = self.confusion.sum(axis=1).tolist(), self.confusion.diagonal().tolist()
-        return {name: {"images": n, "top1": hits / n if n else None} for name, n, hits in zip(self.classes, images, correct)}
+        """{class: {"images", "top1", "precision", "recall", "f1"}}; top1, None of a class without images, is the recall.
+
+        precision, recall and f1 are 0 where they are undefined, and None of a class that has no image and was never predicted.
+        """
+        images, taken, correct = (counts.tolist() for counts in (self.confusion.sum(axis=1), self.confusion.sum(axis=0), self.confusion.diagonal()))
+        return {name: {"images": n, "top1": hits / n if n else None, "precision": hits / max(p, 1) if n + p else None,
+                       "recall": hits / max(n, 1) if n + p else None, "f1": 2 * hits / (n + p) if n + p else None}
+                for name, n, p, hits in zip(self.classes, images, taken, correct)}
+
+    @property
+    def macro(self) -> dict[str, float]:
+        """{"precision", "recall", "f1"}: the means over the classes that have images or were predicted, as scikit-learn has them."""
+        there = [of for of in self.per_class.values() if of["f1"] is not None]
+        return {name: float(np.mean([of[name] for of in there])) for name in ("precision", "recall", "f1")}
 
     @property
     def mistakes(self) -> list[dict]:
