@@ -22,7 +22,8 @@ def test_what_a_run_leaves(finished):
     assert [m["epoch"] for m in metrics] == [1, 2]
     assert [m["step"] for m in metrics] == [5, 10]
     for m in metrics:
-        assert set(m) == {"epoch", "step", "train_loss", "train_top1", "val_loss", "val_top1", "val_top5", "images_per_s", "lr", "layers", "seconds", "slowest"}
+        assert set(m) == {"epoch", "step", "train_loss", "train_top1", "val_loss", "val_top1", "val_top5", "images_per_s", "lr", "layers", "seconds", "slowest",
+                          "unreadable"} and m["unreadable"] == {"train": 1, "val": 0}
         assert 0 <= m["val_top1"] <= m["val_top5"] <= 1 and m["images_per_s"] > 0
         assert set(m["layers"]) == {"conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8"} and set(m["seconds"]) == {"data", "forward", "backward", "update", "other"}
         for layer in m["layers"].values():

@@ -170,7 +170,7 @@ class Run:
                 warn(f"{error}; without its data (--data DIR, if it has moved) the report has no predictions, confusion or augmented batch")
             else:
                 found |= self._shown(network, train, val, warn)
-            page.write(self._kept.path, self.config, self._kept.metrics(), **found)
+            page.write(self._kept.path, self.config, self._kept.metrics(), weights="best" if self.checkpoint == self._kept.best else "last", **found)
         return self.folder / "report.html"
 
     def _shown(self, network: Network, train: Any, val: Any, warn: Callable[[str], Any]) -> dict:
@@ -182,7 +182,7 @@ class Run:
         with contextlib.closing(loader.epoch(0)) as batches:
             first = next(batch for batch in batches if len(batch))
         views = input.draw(seed, 0, first.index)
-        return collector.found() | {"seen": page.augmented(input, first.images, views, self.device, self._kept.mean(input))}
+        return collector.found() | {"seen": page.augmented(input, first.images, views, self.device, self._kept.mean(input)), "labels": first.labels}
 
     def data(self, data: PathLike | None = None, warn: Callable[[str], Any] | None = None) -> tuple[Any, Any]:
         """(train, val), the run's data sources; data: where they are, if they have moved. warn(sentence) tells what was left out of them."""

@@ -13,7 +13,7 @@ from ..errors import UserError, shown
 from ..ops.softmax import label_rank
 from ..progress import silent
 
-HANDFUL = 10            # pictures whose predictions a report shows
+HANDFUL = 10            # pictures whose predictions a report shows, and surest mistakes
 FEW = 20                # classes whose confusion is shown beside their accuracies
 MOST_CLASSES = 4096     # beyond which a confusion matrix takes more memory than it tells
 LEAST = np.finfo(np.float32).tiny      # a mean probability below it is taken for it, so that its loss stays finite
@@ -64,23 +64,35 @@ class Collector:
         there = np.unique(source.labels)
         chosen = there[np.arange(min(HANDFUL, len(there))) * len(there) // max(1, min(HANDFUL, len(there)))]
         self.wanted = {int(label): HANDFUL // len(chosen) + (i < HANDFUL % len(chosen)) for i, label in enumerate(chosen)}
-        self.kept = []
+        self.kept, self.wrong, self.source = [], [], source
 
     def __call__(self, batch, losses=None, ranks=None):
         probabilities = self.network.probabilities(len(batch))
-        labelled = batch.labels >= 0
+        labelled, guesses, sure = batch.labels >= 0, probabilities.argmax(axis=1), probabilities.max(axis=1)
         if self.counts is not None:
-            np.add.at(self.counts, (batch.labels[labelled], probabilities.argmax(axis=1)[labelled]), 1)
+            np.add.at(self.counts, (batch.labels[labelled], guesses[labelled]), 1)
         for row in np.flatnonzero(np.isin(batch.labels, [label for label, left in self.wanted.items() if left])):
             label = int(batch.labels[row])
             if self.wanted[label]:
                 self.wanted[label] -= 1
-                likely = np.argsort(-probabilities[row], kind="stable")[:5]
-                self.kept.append((batch.images[row].copy(), label if label >= 0 else None, [(int(k), float(probabilities[row, k])) for k in likely]))
+                self.kept.append(self.item(batch, row, probabilities[row]))
+        # The surest mistakes so far; of equally sure ones, those that come first in the listing.
+        for row in np.flatnonzero(labelled & (guesses != batch.labels)).tolist():
+            rank = -float(sure[row]), int(batch.index[row])
+            if len(self.wrong) < HANDFUL or rank < self.wrong[-1][0]:
+                self.wrong = sorted([*self.wrong, (rank, self.item(batch, row, probabilities[row]))], key=lambda entry: entry[0])[:HANDFUL]
+
+    def item(self, batch, row, probabilities):
+        """Of a picture: (itself, its label or None, [(class, probability), ...] of the likeliest five, its path in the data or None)."""
+        label, likely, paths = int(batch.labels[row]), np.argsort(-probabilities, kind="stable")[:5], getattr(self.source, "paths", None)
+        path = os.path.relpath(paths[int(batch.index[row])], self.source.root) if paths is not None else None
+        return batch.images[row].copy(), label if label >= 0 else None, [(int(k), float(probabilities[k])) for k in likely], path
 
     def found(self):
-        """{"predictions": ..., "confusion": ...} for the report; the first pictures of some classes, in the order of the classes."""
-        return {"predictions": sorted(self.kept, key=lambda item: -1 if item[1] is None else item[1]), "confusion": self.counts}
+        """{"predictions": ..., "mistakes": ..., "confusion": ...} for the report: the first pictures of some classes, in the order of the classes, and
+        those that the network takes for a wrong class with the greatest probability."""
+        return {"predictions": sorted(self.kept, key=lambda item: -1 if item[1] is None else item[1]), "mistakes": [item for _, item in self.wrong],
+                "confusion": self.counts}
 
 
 # Of a trained network

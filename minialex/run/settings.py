@@ -2,6 +2,7 @@
 
 import math
 import os
+import shlex
 import time
 from numbers import Integral, Real
 from pathlib import Path
@@ -48,7 +49,7 @@ def settle(given, out=None, resume=None):
             if given[name] is not None:
                 raise UserError(f"--{name.replace('_', '-')} is for --optimizer sgd, Adam has no such thing here: leave it out")
             options[name] = None
-    options["augment"] = ",".join(filter(None, (own.get("augment"), given["augment"])))      # later keys win
+    options["augment"] = ",".join(filter(None, (own.get("augment"), given["augment"])))      # later keys win; `command_of` takes them apart
     check_ranges(options)
     folder = RunFolder(out or Path("runs", options["net"] + time.strftime("-%Y%m%d-%H%M%S")), numbered=out is None)
     if out is not None:
@@ -107,6 +108,20 @@ def check_ranges(options):
         raise UserError(f"--seed {options['seed']}: expected less than 2**64")
     Schedule(options["schedule"], options["lr"], 1, options["epochs"])
     Input(1, 1).with_text(options["augment"])
+
+
+def command_of(options):
+    """The command that asks for the options of a config.json, without those that it would take by itself."""
+    own = DEFAULTS | dict(RECIPES.get(options.get("recipe")) or ({} if any(options.get(name) for name in ("data", "train", "val")) else SHAPES_DEFAULTS))
+    words = ["python", "-m", "minialex.train"]
+    usual = own | {"side": round((options.get("size") or 0) * 8 / 7)}
+    for name, value in options.items():
+        if name == "augment" and value:
+            value = value.removeprefix(own["augment"]).removeprefix(",")
+        if value not in (None, "", usual.get(name)):
+            flag = "--" + name.replace("_", "-")
+            words += [flag] if value is True else ["--no-" + flag[2:]] if value is False else [flag, str(value)]
+    return shlex.join(words)
 
 
 def input_of(options, net, train):

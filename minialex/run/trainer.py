@@ -151,7 +151,9 @@ class Trainer:
             raise UserError(f"no training image could be read from {self.train.folder.root}")
         metrics = {"epoch": state["epoch"] + 1, "step": state["step"], "train_loss": loss / count, "train_top1": hits / count,
                    "val_loss": scores["loss"], "val_top1": scores["top1"], "val_top5": scores["top5"], "images_per_s": count / state["seconds"],
-                   "lr": self.last[-1], "layers": layers, **self.time_split()}
+                   "lr": self.last[-1], "layers": layers, **self.time_split(),
+                   "unreadable": {"train": (len(self.train) * self.train.batch if self.train.drop_last else len(self.train.folder)) - count,
+                                  "val": len(self.val.folder) - scores["images"]}}
         if self.train.drop_last and scores["whole"] is not None:
             metrics["val_top1_whole_batches"] = scores["whole"]
         state |= {"epoch": state["epoch"] + 1, "batch": 0, "sums": [0.0, 0, 0], "seconds": 0.0, "metrics": state["metrics"] + [metrics]}
