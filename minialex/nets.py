@@ -173,10 +173,10 @@ class Net:
         return dict(self.draw(init, seed))
 
     def draw(self, init: str, seed: int) -> Iterator[tuple[str, np.ndarray]]:
-        """(name, float32 array) of each parameter's first values. "he": N(0, 2/fan_in), half that spread in dense layers, and zero
-        biases, which trains from scratch on small data; "published": what the net's authors used (paper, caffenet: N(0, std)
-        with their biases; half: Keras' Glorot uniform; owt: PyTorch's uniform 1/sqrt(fan_in)); "2012-code": what the program of 2012
-        had instead of its paper's values (0.03 in conv3 to conv5)."""
+        """(name, float32 array) of each parameter's first values. "he": N(0, 2/fan_in), a tenth of that spread in the first layer if it is a
+        convolution, half of it in dense layers, and zero biases, which trains from scratch on small data; "published": what the net's
+        authors used (paper, caffenet: N(0, std) with their biases; half: Keras' Glorot uniform; owt: PyTorch's uniform 1/sqrt(fan_in));
+        "2012-code": what the program of 2012 had instead of its paper's values (0.03 in conv3 to conv5)."""
         last = list(self.layers)[-1]
         layer: Any
         for number, (name, layer) in enumerate(self.layers.items()):
@@ -196,8 +196,9 @@ class Net:
                     value = in_pieces(shape, lambda n: random.standard_normal(n) * layer.std)
                 elif init == "he":
                     # Three max-pools make activations three times larger than He's rule expects; dense layers start at half
-                    # of it and the last one at 0.01, or the first steps throw the loss far above ln(classes).
-                    std = np.sqrt(2 / fan_in) * (1.0 if isinstance(layer, Conv) else 0.5)
+                    # of it and the last one at 0.01, or the first steps throw the loss far above ln(classes). In the first
+                    # convolution decay takes a few hundredths of the noise in a short run: at full spread it hides what is learnt.
+                    std = np.sqrt(2 / fan_in) * (0.5 if not isinstance(layer, Conv) else 0.1 if number == 0 else 1.0)
                     value = in_pieces(shape, lambda n: random.standard_normal(n) * (0.01 if name == last else std))
                 else:
                     raise UserError(f"--init {init} is not for {self.name}: choose he or published")

@@ -479,6 +479,7 @@ def test_published_initial_values():
     assert values["conv3.weight"].std() == pytest.approx(0.01, rel=0.05)
     he = net.initial("he", 1)
     assert he["conv3.weight"].std() == pytest.approx(np.sqrt(2 / net.layers["conv3"].fan_in(net.inputs["conv3"])), rel=0.05)
+    assert he["conv1.weight"].std() == pytest.approx(0.1 * np.sqrt(2 / 363), rel=0.05)      # or its noise would hide what it learns
     assert not any(v.any() for k, v in he.items() if k.endswith("bias")) and (he["fc6.weight"] != net.initial("he", 2)["fc6.weight"]).all()
     with pytest.raises(UserError, match="--init xavier is not for paper: choose he or published"):
         net.initial("xavier", 0)

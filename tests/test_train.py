@@ -224,6 +224,15 @@ def test_the_default_run_learns_from_cold_caches(tmp_path, seed):
     last = json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[-1])
     print(f"seed {seed}: validation top-1 {last['val_top1']:.1%} after {time.monotonic() - began:.0f} s")
     assert last["val_top1"] >= 0.9
+    filters = load(tmp_path / "run/last.safetensors")[0]["conv1.weight"]      # of noise, neighbours would have nothing in common: 0.00
+    assert np.median(likeness_of_neighbours(filters)) > 0.4
+
+
+def likeness_of_neighbours(filters):
+    """The correlation of each filter's pixels with the ones below and beside them, of (KH, KW, C, F)."""
+    f = filters - filters.mean(axis=(0, 1))
+    pairs = (f[1:], f[:-1]), (f[:, 1:], f[:, :-1])
+    return np.mean([2 * (a * b).sum(axis=(0, 1, 2)) / (a * a + b * b).sum(axis=(0, 1, 2)) for a, b in pairs], axis=0)
 
 
 @pytest.mark.slow
