@@ -13,7 +13,7 @@ import numpy as np
 
 from .device import Array, Device, kernel
 from .errors import UserError
-from .ops.layer import as_array, device_of, put
+from .ops.layer import as_array, device_of, on_arrays, own_fields, put
 
 BLOCK = 256        # as in kernels/sgd.cu, adam.cu and norm.cu
 SLICE = 4096       # as in kernels/norm.cu
@@ -73,6 +73,7 @@ class SGD:
     bias_decay: float = 0.0         # times weight_decay
 
     def __post_init__(self) -> None:
+        own_fields(self)
         if self.form not in ("2012", "torch"):
             raise ValueError(f"form: expected '2012' or 'torch', got {self.form!r}")
 
@@ -106,6 +107,7 @@ class Adam:
     slots = ("velocity", "square")      # the first and the second moment
 
     def __post_init__(self) -> None:
+        own_fields(self)
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected 0 up to below 1, got {getattr(self, name)}")
@@ -146,6 +148,7 @@ def clip(device: Device, gradients: Sequence[Array], limit: float, partial: Arra
         device.launch(scale_gradient, -(-g.size // BLOCK), g, norm, g.size)
 
 
+@on_arrays
 def clip_gradients(gradients: Sequence[Array], limit: float, *, device: str | Device = "cpu") -> tuple[list[Array], float]:
     """Gradients scaled so that their norm together is at most `limit`, as torch.nn.utils.clip_grad_norm_. -> (new arrays, the norm before)"""
     device = device_of(device)
@@ -157,15 +160,19 @@ def clip_gradients(gradients: Sequence[Array], limit: float, *, device: str | De
     return copies, float(device.to_numpy(norm)[0])
 
 
+@on_arrays
 def sgd_update(w: Array, v: Array, g: Array, *, lr: float, momentum: float = 0.9, weight_decay: float = 0.0, form: str = "2012",
                device: str | Device = "cpu") -> tuple[Array, Array]:
     """One step for a parameter w with velocity v and gradient g, all of one shape. -> (w, v), new arrays."""
     return stepped(SGD(momentum, weight_decay, form), device, 0, lr, w=w, v=v, g=g)
 
 
+@on_arrays
 def adam_update(w: Array, m: Array, v: Array, g: Array, *, step: int, lr: float, beta1: float = 0.9, beta2: float = 0.999, epsilon: float = 1e-7,
                 device: str | Device = "cpu") -> tuple[Array, Array, Array]:
     """Step 0, 1, ... for a parameter w with moments m and v and gradient g, all of one shape. -> (w, m, v), new arrays."""
+    if step < 0:
+        raise ValueError(f"step: expected 0 or more, got {step}")
     return stepped(Adam(beta1, beta2, epsilon), device, step, lr, w=w, m=m, v=v, g=g)
 
 

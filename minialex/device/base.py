@@ -173,10 +173,10 @@ def cpu_quota(own: str = "/proc/self/cgroup", groups: str = "/sys/fs/cgroup") ->
         for around in (group, *group.parents):
             if controllers:      # version 1
                 folders = [Path(groups, name, around) for name in (controllers, "cpu")]
-                limits = [(read(folder / "cpu.cfs_quota_us"), read(folder / "cpu.cfs_period_us")) for folder in folders]
+                limits = [[read(folder / f"cpu.cfs_{what}_us").strip() for what in ("quota", "period")] for folder in folders]
             else:
-                limits = [tuple([*read(Path(groups, around, "cpu.max")).split(), "", ""][:2])]
-            quotas += [int(quota) / int(period) for quota, period in limits if quota.strip().isdecimal() and period.strip().isdecimal() and int(period)]
+                limits = [[*read(Path(groups, around, "cpu.max")).split(), "", ""][:2]]
+            quotas += [int(quota) / int(period) for quota, period in limits if quota.isdecimal() and period.isdecimal() and int(period)]
     return min(filter(None, quotas), default=None)
 
 

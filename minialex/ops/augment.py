@@ -3,7 +3,7 @@
 import numpy as np
 
 from ..device import Array, Device, kernel
-from .layer import as_array, device_of, put
+from .layer import as_array, device_of, on_arrays, put
 
 FILLS = "nearest", "constant", "reflect", "wrap"        # numbered as in kernels/augment.cu
 
@@ -37,6 +37,7 @@ def check_views(views: Array) -> None:
         raise ValueError("views: an affine map has a number that is not finite, or beyond a million pixels")
 
 
+@on_arrays
 def augment_images(images: Array, views: Array, size: int, *, fill: str = "nearest", constant: float = 0.0, mean: Array | None = None,
                    device: str | Device = "cpu") -> Array:
     """images (N, S, S, 3) uint8, views (N, 18) float32 -> (N, size, size, 3) float: each picture warped, its colours mapped.

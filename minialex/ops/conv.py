@@ -12,7 +12,7 @@ import numpy as np
 
 from ..device import Array, Device, kernel
 from .bias import add_bias, bias_gradient, bias_partials
-from .layer import Layer, Shape, Site, as_array, device_of, put, run_alone
+from .layer import Layer, Shape, Site, as_array, device_of, on_arrays, put, run_alone
 from .transpose import launch_transpose
 from .window import Extent, Pad, Window, frozen, image, known
 
@@ -240,6 +240,7 @@ def piece(array, images, lines):
     return array[images.start, lines].reshape(-1, array.shape[3]) if images.stop - images.start == 1 else array[images].reshape(-1, array.shape[3])
 
 
+@on_arrays
 def conv2d(x: Array, w: Array, b: Array | None = None, *, stride: Extent = 1, pad: Pad = 0, groups: int = 1, device: str | Device = "cpu") -> Array:
     """x (N, H, W, C), w (KH, KW, C/groups, O), b (O,) -> y (N, OH, OW, O), float32.
 
@@ -249,6 +250,7 @@ def conv2d(x: Array, w: Array, b: Array | None = None, *, stride: Extent = 1, pa
     return run_alone(layer, device, x, parameters=parameters).y
 
 
+@on_arrays
 def conv2d_backward(dy: Array, x: Array, w: Array, *, stride: Extent = 1, pad: Pad = 0, groups: int = 1,
                     device: str | Device = "cpu") -> tuple[Array, Array, Array]:
     """dy (N, OH, OW, O) -> (dx, dw, db): the gradients of conv2d's input, weights and bias."""
@@ -270,6 +272,7 @@ def conv_arguments(x, w, b, stride, pad, groups):
     return layer, {"weight": w, "bias": b}
 
 
+@on_arrays
 def unfold(x: Array, size: Extent, *, stride: Extent = 1, pad: Pad = 0, groups: int = 1, device: str | Device = "cpu") -> Array:
     """im2col: x (N, H, W, C) -> columns (groups, N * OH * OW, KH * KW * C/groups)."""
     layer, device = Conv(groups, size, stride, pad, groups), device_of(device)
@@ -281,9 +284,12 @@ def unfold(x: Array, size: Extent, *, stride: Extent = 1, pad: Pad = 0, groups: 
     return columns[:, :, :layer.fan_in(shape)]
 
 
+@on_arrays
 def fold(columns: Array, shape: Shape, size: Extent, *, stride: Extent = 1, pad: Pad = 0, groups: int = 1, device: str | Device = "cpu") -> Array:
     """col2im, the transpose of im2col: columns (groups, N * OH * OW, KH * KW * C/groups) -> dx of `shape` (N, H, W, C)."""
     layer, device = Conv(groups, size, stride, pad, groups), device_of(device)
+    if not isinstance(shape, tuple) or len(shape) != 4 or not all(isinstance(length, int) for length in shape):
+        raise ValueError(f"shape: expected (N, H, W, C), got {shape!r}")
     n, shape = shape[0], tuple(shape[1:])
     expected = groups, n * layer.workspace(shape) // (layer.pitch(shape) * groups), layer.fan_in(shape)
     if as_array("columns", columns, ("groups", "pixels", "taps")).shape != expected:

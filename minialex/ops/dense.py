@@ -9,7 +9,7 @@ import numpy as np
 
 from ..device import Array, Device
 from .bias import add_bias, bias_gradient, bias_partials
-from .layer import Layer, Shape, Site, as_array, run_alone
+from .layer import Layer, Shape, Site, as_array, on_arrays, run_alone
 from .transpose import launch_transpose
 
 
@@ -76,12 +76,14 @@ def cuts(device, length):
         yield slice(edges[part], edges[part + 1])
 
 
+@on_arrays
 def dense(x: Array, w: Array, b: Array | None = None, *, device: str | Device = "cpu") -> Array:
     """x (N, I), w (I, O), b (O,) -> y (N, O) = x w + b, float32."""
     layer, parameters = dense_arguments(x, w, b)
     return run_alone(layer, device, x, parameters=parameters).y
 
 
+@on_arrays
 def dense_backward(dy: Array, x: Array, w: Array, *, device: str | Device = "cpu") -> tuple[Array, Array, Array]:
     """dy (N, O) -> (dx, dw, db): the gradients of dense's input, weights and bias."""
     layer, parameters = dense_arguments(x, w, None)

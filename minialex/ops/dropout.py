@@ -9,7 +9,7 @@ import numpy as np
 
 from ..device import Array, Device, kernel
 from ..philox import philox
-from .layer import Layer, Site, as_array, run_alone
+from .layer import Layer, Site, as_array, on_arrays, run_alone
 
 BLOCK = 256        # as in kernels/dropout.cu
 
@@ -49,11 +49,21 @@ class Dropout(Layer):
                       1 / (1 - self.p), at.seed, at.number, at.now)
 
 
+@on_arrays
 def dropout(x: Array, p: float = 0.5, *, seed: int = 0, step: int = 0, layer: int = 0, device: str | Device = "cpu") -> Array:
     """x of any shape -> y: elements are zero with probability p, the others are divided by 1 - p."""
-    return run_alone(Dropout(p), device, as_array("x", x), seed=seed, number=layer, step=step).y
+    return run_alone(Dropout(p), device, as_array("x", x), **stream(seed, step, layer)).y
 
 
+@on_arrays
 def dropout_backward(dy: Array, x: Array, p: float = 0.5, *, seed: int = 0, step: int = 0, layer: int = 0, device: str | Device = "cpu") -> Array:
     """dy -> dx, with the mask that dropout of the same p, seed, step and layer draws."""
-    return run_alone(Dropout(p), device, as_array("x", x), as_array("dy", dy), seed=seed, number=layer, step=step).dx
+    return run_alone(Dropout(p), device, as_array("x", x), as_array("dy", dy), **stream(seed, step, layer)).dx
+
+
+def stream(seed, step, layer):
+    """The stream of random words as run_alone takes it; refuses what would be cut to its width."""
+    for name, value, bits in (("seed", seed, 64), ("step", step, 32), ("layer", layer, 32)):
+        if not 0 <= value < 2**bits:
+            raise ValueError(f"{name}: expected 0 to 2**{bits} - 1, got {value}")
+    return {"seed": seed, "step": step, "number": layer}

@@ -1,15 +1,19 @@
 """What a layer is, and how one runs alone."""
 
+import functools
+import inspect
 import numbers
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
 from ..device import Array, Device, open_device
 
 Shape = tuple[int, ...]
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 @dataclass
@@ -32,10 +36,36 @@ class Site:
     now: Array = None                # (2,) float64 on the device: step, learning rate
 
 
-# What a layer's field of that type takes, in words, and what it becomes: Python's own, which JSON knows.
+# What a field or an argument of that type takes, in words, and what it becomes: Python's own, which JSON and kernels know.
 FIELDS: dict[Any, tuple[Any, str, Callable]] = {
-    int: (numbers.Integral, "a whole number", int), float: (numbers.Real, "a number", float), bool: (bool, "True or False", bool),
+    int: (numbers.Integral, "a whole number", int), float: (numbers.Real, "a number", float), bool: ((bool, np.bool_), "True or False", bool),
     float | None: (numbers.Real, "a number or None", float)}
+
+
+def of_type(name: str, value: Any, wanted: Any) -> Any:
+    """A number of one of the types above, numpy's or Python's, as Python's own; a ValueError that names it where it is none."""
+    if value is None and wanted == float | None:
+        return None
+    kind, words, own = FIELDS[wanted]
+    if not isinstance(value, kind) or isinstance(value, bool) and own is not bool:
+        raise ValueError(f"{name}: expected {words}, got {value!r}")
+    return own(value)
+
+
+def own_fields(described: Any) -> None:
+    """Makes the fields of a dataclass what their types say, or refuses one by its name."""
+    for part in fields(described):
+        if part.type in FIELDS:
+            object.__setattr__(described, part.name, of_type(part.name, getattr(described, part.name), part.type))      # it may be frozen
+
+
+def frozen(value: Any) -> Any:
+    """Lists, as JSON has them, and numpy's arrays as tuples, numpy's whole numbers as ints."""
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+    if isinstance(value, (list, tuple)):
+        return tuple(map(frozen, value))
+    return int(value) if isinstance(value, numbers.Integral) and not isinstance(value, bool) else value
 
 
 @dataclass(repr=False)
@@ -51,13 +81,7 @@ class Layer:
 
     def __post_init__(self) -> None:
         """Refuses, with its name, a field that is not of its type; a layer checks more here, after this."""
-        for part in fields(self):
-            value = getattr(self, part.name)
-            if part.type in FIELDS and not (value is None and part.type == float | None):
-                kind, words, own = FIELDS[part.type]
-                if not isinstance(value, kind) or isinstance(value, bool) and own is not bool:
-                    raise ValueError(f"{part.name}: expected {words}, got {value!r}")
-                setattr(self, part.name, own(value))
+        own_fields(self)
 
     def __repr__(self) -> str:
         """As it is written, without what is the default."""
@@ -118,11 +142,47 @@ class Layer:
         raise NotImplementedError
 
 
+def on_arrays(function: Callable[P, R]) -> Callable[P, R]:
+    """A function of minialex.functional: each argument becomes what its annotation says before the function sees it, or is refused by name.
+
+    Numbers may be Python's or numpy's. Arrays are numpy's or the device's, or any that numpy can read, such as PyTorch's on the CPU.
+    """
+    declared = inspect.signature(function)
+
+    @functools.wraps(function)
+    def call(*args: P.args, **named: P.kwargs) -> R:
+        given = declared.bind(*args, **named)
+        for name, value in given.arguments.items():
+            wanted = declared.parameters[name].annotation
+            if wanted in FIELDS:
+                given.arguments[name] = of_type(name, value, wanted)
+            elif wanted == Array or wanted == Array | None:
+                given.arguments[name] = readable(name, value)
+            elif wanted == Sequence[Array]:
+                given.arguments[name] = [readable(f"{name}[{i}]", one) for i, one in enumerate(value)]
+            elif name == "device":
+                given.arguments[name] = device_of(value)
+            else:
+                given.arguments[name] = frozen(value)
+        return function(*given.args, **given.kwargs)
+    return call
+
+
+def readable(name: str, value: Any) -> Any:
+    """An array of another library, whose dtypes are not numpy's as CuPy's are, as numpy's in the same memory; anything else as it is."""
+    if isinstance(getattr(value, "dtype", None), np.dtype):
+        return value
+    try:
+        return np.asarray(value) if hasattr(value, "__array__") else np.from_dlpack(value) if hasattr(value, "__dlpack__") else value
+    except Exception as error:      # whatever a library says of its array: on a GPU, of a type that numpy lacks, ...
+        raise TypeError(f"{name}: numpy cannot read this {type(value).__module__}.{type(value).__qualname__} ({str(error).strip().splitlines()[0]})") from None
+
+
 def as_array(name: str, value: Array, dims: tuple[str, ...] | None = None, dtype: str = "float32") -> Array:
     """The argument of a function on arrays, checked; a message names it."""
     if not hasattr(value, "dtype") or not hasattr(value, "shape"):
         raise TypeError(f"{name}: expected an array, got {type(value).__name__}")
-    if dtype == "float32" and value.dtype.kind != "f" or dtype != "float32" and value.dtype.kind not in "iu":
+    if getattr(value.dtype, "kind", "none") not in ("f" if dtype == "float32" else "iu"):
         raise TypeError(f"{name}: expected {dtype}, got {value.dtype}")
     if dims is not None and value.ndim != len(dims):
         raise ValueError(f"{name}: expected {len(dims)} dimensions ({', '.join(dims)}), got shape {tuple(value.shape)}")
@@ -136,8 +196,10 @@ _devices: dict[str, Device] = {}
 
 def device_of(device: str | Device) -> Device:
     """The Device for a `device=` argument: a name ("cpu", "cuda", "numpy"), or one that is open already."""
-    if not isinstance(device, str):
+    if isinstance(device, Device):
         return device
+    if not isinstance(device, str):
+        raise TypeError(f"device: expected the name of one or one that is open, got {device!r}")
     if device not in _devices:
         if device == "numpy":
             from ..device.reference import Reference

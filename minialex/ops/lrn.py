@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..device import Array, Device, kernel
-from .layer import Layer, Shape, Site, as_array, run_alone
+from .layer import Layer, Shape, Site, as_array, on_arrays, run_alone
 
 LARGEST = 63       # as in kernels/lrn.cu
 
@@ -66,12 +66,14 @@ class LRN(Layer):
         device.launch(lrn_backward, at.x.size // at.x.shape[-1], at.x, at.dy, at.dx, *self.constants(at.x.shape))
 
 
+@on_arrays
 def local_response_norm(x: Array, size: int = 5, *, alpha: float = 1e-4, beta: float = 0.75, k: float = 2.0, alpha_mode: str = "sum",
                         device: str | Device = "cpu") -> Array:
     """x (..., C) -> y of the same shape."""
     return run_alone(LRN(size, alpha, beta, k, alpha_mode), device, as_array("x", x)).y
 
 
+@on_arrays
 def local_response_norm_backward(dy: Array, x: Array, size: int = 5, *, alpha: float = 1e-4, beta: float = 0.75, k: float = 2.0, alpha_mode: str = "sum",
                                  device: str | Device = "cpu") -> Array:
     """dy, x (..., C) -> dx."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..device import Array, Device, kernel
 from .conv import taps
-from .layer import Layer, Shape, Site, as_array, run_alone
+from .layer import Layer, Shape, Site, as_array, on_arrays, run_alone
 from .window import Extent, Pad, Window, frozen, image, known
 
 
@@ -79,11 +79,13 @@ class MaxPool(Layer):
         device.launch(max_pool_backward, at.x.size // shape[2], at.dy, at.kept["winner"], at.dx, *shape, *self.window.arguments(*shape[:2]))
 
 
+@on_arrays
 def max_pool2d(x: Array, size: Extent, *, stride: Extent | None = None, pad: Pad = 0, ceil: bool = False, device: str | Device = "cpu") -> Array:
     """x (N, H, W, C) -> y (N, OH, OW, C). size, stride (default: size): int or (h, w); pad as in conv2d, never chosen."""
     return run_alone(MaxPool(size, stride, pad, ceil), device, as_array("x", x, ("N", "H", "W", "C"))).y
 
 
+@on_arrays
 def max_pool2d_backward(dy: Array, x: Array, size: Extent, *, stride: Extent | None = None, pad: Pad = 0, ceil: bool = False,
                         device: str | Device = "cpu") -> Array:
     """dy (N, OH, OW, C) -> dx (N, H, W, C)."""

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from ..device import Array, Device, kernel
-from .layer import Layer, Site, as_array, run_alone
+from .layer import Layer, Site, as_array, on_arrays, run_alone
 
 BLOCK = 1024       # as in kernels/relu.cu
 
@@ -33,11 +33,13 @@ class ReLU(Layer):
         device.launch(relu_backward_in_place, -(-at.y.size // BLOCK), at.y, at.dy, at.y.size)
 
 
+@on_arrays
 def relu(x: Array, *, device: str | Device = "cpu") -> Array:
     """x of any shape -> max(x, 0)."""
     return run_alone(ReLU(), device, as_array("x", x)).y
 
 
+@on_arrays
 def relu_backward(dy: Array, x: Array, *, device: str | Device = "cpu") -> Array:
     """dy, x of one shape -> dx."""
     return run_alone(ReLU(), device, as_array("x", x), as_array("dy", dy)).dx

@@ -3,7 +3,7 @@
 import numpy as np
 
 from ..device import Array, Device, kernel
-from .layer import as_array, device_of, put
+from .layer import as_array, device_of, on_arrays, put
 
 
 @kernel("softmax.cu")
@@ -51,6 +51,7 @@ def check_labels(label: Array, classes: int) -> None:
         raise ValueError(f"label: {wrong} is not a class index from 0 to {classes - 1}")
 
 
+@on_arrays
 def softmax_cross_entropy(x: Array, label: Array, *, smoothing: float = 0.0, weight: Array | None = None,
                           device: str | Device = "cpu") -> tuple[Array, Array]:
     """Logits x (N, classes), label (N,) int -> (loss (N,), dx (N, classes)): each row's loss and its gradient.
@@ -74,6 +75,7 @@ def softmax_cross_entropy(x: Array, label: Array, *, smoothing: float = 0.0, wei
     return loss, dx
 
 
+@on_arrays
 def softmax(x: Array, *, device: str | Device = "cpu") -> Array:
     """x (N, classes) -> probabilities."""
     device = device_of(device)

@@ -1,7 +1,7 @@
 """The transpose of a matrix: y[j, i] = x[i, j]; dx[i, j] = dy[j, i]."""
 
 from ..device import Array, Device, kernel
-from .layer import as_array, device_of, put
+from .layer import as_array, device_of, on_arrays, put
 
 TILE = 32          # as in kernels/transpose.cu
 
@@ -17,6 +17,7 @@ def launch_transpose(device: Device, x: Array, y: Array) -> None:
     device.launch(transpose_tiles, -(-x.shape[0] // TILE) * -(-x.shape[1] // TILE), x, y, *x.shape)
 
 
+@on_arrays
 def transpose(x: Array, *, device: str | Device = "cpu") -> Array:
     """x (M, N) -> y (N, M)."""
     device = device_of(device)
@@ -28,6 +29,7 @@ def transpose(x: Array, *, device: str | Device = "cpu") -> Array:
     return y
 
 
+@on_arrays
 def transpose_backward(dy: Array, x: Array, *, device: str | Device = "cpu") -> Array:
     """dy (N, M), x (M, N) -> dx (M, N)."""
     if as_array("dy", dy, ("N", "M")).shape != as_array("x", x, ("M", "N")).shape[::-1]:

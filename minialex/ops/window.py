@@ -5,19 +5,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .layer import Layer, Shape
+from .layer import Layer, Shape, frozen
 
 Extent = int | Sequence[int]                                # one number, or (height, width)
 Pad = int | Sequence[int] | Sequence[Sequence[int]]         # and ((top, bottom), (left, right))
 
+LARGEST = 1 << 28      # kernels reckon with sums of a size, pads and strides in 32 bits
+
 
 class OutOfPixels(ValueError):
     """A window does not fit into an image."""
-
-
-def frozen(value: Any) -> Any:
-    """Lists, as JSON has them, as tuples."""
-    return tuple(map(frozen, value)) if isinstance(value, (list, tuple)) else value
 
 
 def image(layer: Layer, shape: Shape) -> Shape:
@@ -34,6 +31,8 @@ def pair(name: str, value: Any, least: int) -> tuple[int, int]:
         raise ValueError(f"{name}: expected an int or (height, width), got {value!r}")
     if min(values) < least:
         raise ValueError(f"{name}: expected at least {least}, got {value!r}")
+    if max(values) > LARGEST:
+        raise ValueError(f"{name}: expected at most {LARGEST}, got {value!r}")
     return values[0], values[1]
 
 
