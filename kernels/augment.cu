@@ -17,7 +17,7 @@ DEVICE int stand_in(int i, int n, int fill) {
 }
 
 // Pictures are side x side x 3, the network's input size x size x 3; has_mean 0: mean is not read.   rows = N * size
-KERNEL augment(long long rows, const unsigned char* images, const float* views, const float* mean, float* y, int side, int size,
+KERNEL augment(unsigned rows, const unsigned char* images, const float* views, const float* mean, float* y, int side, int size,
                int fill, float constant, int has_mean) {
     ROWS(r, rows) {
         const unsigned n = (unsigned)r / size, h = (unsigned)r % size;

@@ -5,7 +5,7 @@ constexpr int SPAN = 256;      // channels in a row of bias_relu
 constexpr int STRIP = 32;      // channels in a row of bias_backward
 
 // y[p, c] += b[c], then max(y, 0) if relu (NaN stays).   rows = pixels * ceil(channels / SPAN)
-KERNEL bias_relu(long long rows, float* y, const float* b, int channels, int relu) {
+KERNEL bias_relu(unsigned rows, float* y, const float* b, int channels, int relu) {
     const unsigned spans = (channels + SPAN - 1) / SPAN;
     ROWS(r, rows) {
         const long long p = spans == 1 ? r : (long long)((unsigned)r / spans);
@@ -22,7 +22,7 @@ KERNEL bias_relu(long long rows, float* y, const float* b, int channels, int rel
 
 // partial[s, c] = sum of dy[p, c] over the pixels of slice s; where relu is set dy is first, in place, masked by y > 0.
 // rows = ceil(pixels / slice) * ceil(channels / STRIP)
-KERNEL bias_backward(long long rows, const float* y, float* dy, float* partial, long long pixels, int channels, int slice,
+KERNEL bias_backward(unsigned rows, const float* y, float* dy, float* partial, long long pixels, int channels, int slice,
                      int relu) {
     const unsigned strips = (channels + STRIP - 1) / STRIP;
     ROWS(r, rows) {

@@ -4,6 +4,8 @@
 // threads are the lanes; on a CPU a core owns a row and its vector slots are the lanes. An op's author needs:
 //
 //   KERNEL name(long long rows, ...)    a kernel; DEVICE marks a function that kernels call
+//   KERNEL name(unsigned rows, ...)     one that divides the numbers of its rows, in the 32 bits that a GPU divides quickly:
+//                                       a launch of more rows than that is refused
 //   ROWS(r, rows)                       the rows that belong to this warp or core
 //   LANES(c, n)                         c = 0 .. n-1, spread over the lanes
 //   RUNS(i, j, runs, n)                 i = 0 .. runs-1, j = 0 .. n-1: many short runs, still filling every lane

@@ -9,11 +9,11 @@ constexpr int STAGED = 1024;   // floats of the image that a row keeps
 // A row lays out `strip` output pixels side by side. With more than one it stages the part of the image under them, which
 // their windows share, and whose short lines of few channels would be read in many pieces.
 // rows = groups * N * OH * ceil(OW / strip)
-KERNEL im2col(long long rows, const float* x, float* columns, int height, int width, int channels, int out_height,
+KERNEL im2col(unsigned rows, const float* x, float* columns, int height, int width, int channels, int out_height,
               int out_width, int kernel_height, int kernel_width, int stride_h, int stride_w, int pad_top, int pad_left,
               int groups, int pitch, int strip) {
     ROW_SCRATCH(float, scratch, STAGED);
-    const unsigned strips = (out_width + strip - 1) / strip, per_image = out_height * strips, images = (unsigned)(rows / groups) / per_image;
+    const unsigned strips = (out_width + strip - 1) / strip, per_image = out_height * strips, images = rows / groups / per_image;
     const int own = channels / groups, line = width * channels;
     // Without groups the kernel_width * channels floats of a window's line lie side by side: one run.
     const int per_line = groups > 1 ? kernel_width : 1;
@@ -49,10 +49,10 @@ KERNEL im2col(long long rows, const float* x, float* columns, int height, int wi
 }
 
 // rows = groups * N * H * W
-KERNEL col2im(long long rows, const float* columns, float* dx, int height, int width, int channels, int out_height,
+KERNEL col2im(unsigned rows, const float* columns, float* dx, int height, int width, int channels, int out_height,
               int out_width, int kernel_height, int kernel_width, int stride_h, int stride_w, int pad_top, int pad_left,
               int groups, int pitch) {
-    const unsigned pixels = (unsigned)(rows / groups), plane = height * width;
+    const unsigned pixels = rows / groups, plane = height * width;
     const int own = channels / groups;
     ROWS(r, rows) {
         const unsigned g = (unsigned)r % groups, p = (unsigned)r / groups;

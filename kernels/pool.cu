@@ -4,7 +4,7 @@
 #include "grid.cuh"
 
 // rows = N * OH * OW
-KERNEL max_pool(long long rows, const float* x, float* y, unsigned char* winner, int height, int width, int channels,
+KERNEL max_pool(unsigned rows, const float* x, float* y, unsigned char* winner, int height, int width, int channels,
                 int out_height, int out_width, int window_height, int window_width, int stride_h, int stride_w,
                 int pad_top, int pad_left) {
     const unsigned plane = out_height * out_width;
@@ -32,7 +32,7 @@ KERNEL max_pool(long long rows, const float* x, float* y, unsigned char* winner,
 }
 
 // rows = N * H * W
-KERNEL max_pool_backward(long long rows, const float* dy, const unsigned char* winner, float* dx, int height, int width,
+KERNEL max_pool_backward(unsigned rows, const float* dy, const unsigned char* winner, float* dx, int height, int width,
                          int channels, int out_height, int out_width, int window_height, int window_width, int stride_h,
                          int stride_w, int pad_top, int pad_left) {
     const unsigned plane = height * width;

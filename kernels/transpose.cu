@@ -4,7 +4,7 @@
 constexpr int TILE = 32;
 
 // y[j, i] = x[i, j], of height x width.   rows = ceil(height / TILE) * ceil(width / TILE)
-KERNEL transpose_tiles(long long rows, const float* x, float* y, int height, int width) {
+KERNEL transpose_tiles(unsigned rows, const float* x, float* y, int height, int width) {
     ROW_SCRATCH(float, tile, TILE * (TILE + 1));      // one more, so that a column of it is in as many banks as lanes
     const unsigned across = (width + TILE - 1) / TILE;
     ROWS(r, rows) {

@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import pkgutil
+import re
 
 import numpy as np
 import pytest
@@ -35,7 +36,26 @@ def test_every_declared_kernel_has_its_reference_and_every_reference_its_kernel(
 def test_a_reference_takes_the_declared_arguments(source, name):
     kernel, declared = kernels()[source, name], DECLARED[source, name]
     assert list(inspect.signature(kernel.reference).parameters) == [a.name for a in declared] == [a.name for a in kernel.arguments]
-    assert declared[0].name == "rows" and declared[0].dtype == np.int64 and kernel.__doc__
+    assert declared[0].name == "rows" and declared[0].dtype in (np.int64, np.uint32) and kernel.__doc__
+
+
+def test_a_kernel_that_divides_rows_in_32_bits_says_so():
+    """Rows counted in 64 bits and divided in 32 would be wrong, without a word, from the 2^32nd on."""
+    found = {}
+    for file in sources().glob("*.cu"):
+        for name, body in re.findall(r"^KERNEL (\w+)(.*?)^}", file.read_text(), re.M | re.S):
+            narrow = "(unsigned)r" in body
+            assert narrow == (DECLARED[file.name, name][0].dtype == np.uint32), name
+            found[name] = narrow
+    assert set(found) == {name for _, name in DECLARED} and sum(found.values()) >= 8
+
+
+@pytest.mark.parametrize("source, name", [key for key, arguments in DECLARED.items() if arguments[0].dtype == np.uint32])
+def test_more_rows_than_a_kernel_can_tell_apart_are_refused(device, source, name):
+    kernel = kernels()[source, name]
+    values = [np.zeros(1, a.dtype)[0] if not a.pointer else device.zeros((1,), a.dtype) for a in kernel.arguments[1:]]
+    with pytest.raises(OverflowError, match=f"^{name}: rows: 4294967296 does not fit into unsigned$"):
+        device.launch(kernel, 2**32, *values)
 
 
 def test_a_reference_with_another_argument_is_refused():
