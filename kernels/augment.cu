@@ -49,7 +49,9 @@ KERNEL augment(unsigned rows, const unsigned char* images, const float* views, c
             const int i0 = stand_in(i, side, fill) * side, i1 = stand_in(i + 1, side, fill) * side;
             const int j0 = stand_in(j, side, fill), j1 = stand_in(j + 1, side, fill);
             const int at[4] = {(i0 + j0) * 3, (i0 + j1) * 3, (i1 + j0) * 3, (i1 + j1) * 3};
-            const float weight[4] = {(1 - down) * (1 - right), (1 - down) * right, down * (1 - right), down * right};
+            // A compiler may take 1 - (row - top) for (1 - row) + top, which beyond 2^24 is 0 instead of 1. Rows are whole there.
+            const float up = down > 0 ? 1 - down : 1, on = right > 0 ? 1 - right : 1;
+            const float weight[4] = {up * on, up * right, down * on, down * right};
             float p[3] = {0, 0, 0};
             for (int tap = 0; tap < 4; ++tap) {
                 const int x = i + tap / 2, z = j + tap % 2;

@@ -134,7 +134,7 @@ class Network:
             if as_array(name, host, dtype=kind).shape != self.arrays[f"input {name}"][:n].shape:
                 raise ValueError(f"{name}: expected shape {self.arrays[f'input {name}'][:n].shape}, got {host.shape}")
         check_labels(labels, self.net.classes)
-        check_views(views)
+        check_views(views, self.net.size)
         self.device.feed([*((self.arrays[f"input {name}"][:n], host) for name, host in (("images", images), ("labels", labels), ("views", views))),
                           (self.arrays["input now"], np.array([step, self.optimizer.rate(step, lr)], np.float64))])
         if (mode, n) not in self.tapes:

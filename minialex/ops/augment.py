@@ -31,10 +31,12 @@ def stand_in(i, n, fill):
     return i % n if FILLS[fill] == "wrap" else np.clip(i, 0, n - 1)
 
 
-def check_views(views: Array) -> None:
+def check_views(views: Array, size: int) -> None:
+    """Refuses what no float32 could place: views (n, 18) for outputs of size x size that reach further than a million pixels."""
     views = np.asarray(views)
-    if not np.isfinite(views).all() or np.abs(views[:, :6]).max(initial=0) > 1e6:
-        raise ValueError("views: an affine map has a number that is not finite, or beyond a million pixels")
+    corners = np.array([[h, w, 1] for h in (0, size - 1) for w in (0, size - 1)], np.float64).T
+    if not np.isfinite(views).all() or np.abs(views[:, :6].reshape(-1, 3) @ corners).max(initial=0) > 1e6:
+        raise ValueError("views: an affine map has a number that is not finite, or reaches beyond a million pixels")
 
 
 @on_arrays
@@ -57,7 +59,7 @@ def augment_images(images: Array, views: Array, size: int, *, fill: str = "neare
         raise ValueError(f"fill: expected one of {', '.join(FILLS)}, got {fill!r}")
     if mean is not None and as_array("mean", mean, ("S", "S", "3")).shape != images.shape[1:]:
         raise ValueError(f"mean: expected the pictures' shape {tuple(images.shape[1:])}, got {tuple(mean.shape)}")
-    check_views(views if isinstance(views, np.ndarray) else device.to_numpy(views))
+    check_views(views if isinstance(views, np.ndarray) else device.to_numpy(views), size)
     y = device.empty((len(images), size, size, 3))
     if len(images):
         device.launch(augment, len(images) * size, put(device, images), put(device, views), device.zeros((1,)) if mean is None else put(device, mean),

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from minialex.data.augment import Input
+from minialex.device.reference import Reference
 from minialex.functional import augment_images
 from minialex.gradcheck import to_host
-from minialex.ops.augment import FILLS
+from minialex.ops.augment import FILLS, augment
 
 PLAIN = np.concatenate([np.eye(3).ravel(), np.zeros(3)])      # the colour map that changes nothing
 
@@ -53,6 +54,24 @@ def test_what_is_nearly_a_crop_is_none(device, warp, fill):
     np.testing.assert_allclose(to_host(augment_images(images, view, 7, fill=fill, constant=77.0, device=device)), truth, atol=1e-3)
 
 
+@pytest.mark.parametrize("fill", FILLS)
+@pytest.mark.parametrize("far", [2.0**22, 2.0**25 + 4, 2.0**30])
+def test_far_outside_a_pixel_stands_for_others(device, far, fill):
+    """Further than functions let a view reach: whole pixels, where 1 - (row - top) may be lost in rounding."""
+    images = np.random.default_rng(5).integers(1, 256, (4, 7, 7, 3), np.uint8)
+    views = np.zeros((4, 18), np.float32)
+    views[:, 6:] = PLAIN
+    views[:, 2], views[:, 5] = (far, -far, 3, far), (far, 3, -far, -far)
+    views[0, 0] = views[2, 1] = views[3, 4] = 128      # what float32 still adds to the farthest
+    results = []
+    for place in (device, Reference(np.float32)):
+        y = place.empty((4, 3, 3, 3))
+        place.launch(augment, 4 * 3, place.array(images), place.array(views), place.zeros((1,)), y, 7, 3, FILLS.index(fill), 77.0, 0)
+        results.append(to_host(y))
+    assert results[1].min() >= 1
+    np.testing.assert_array_equal(*results)
+
+
 def test_the_mean_image_moves_with_the_picture(device):
     images = np.random.default_rng(0).integers(0, 256, (3, 20, 20, 3), np.uint8)
     views = maps(np.random.default_rng(1), 3, 20, 16)
@@ -79,6 +98,7 @@ IMAGES, VIEWS = np.zeros((2, 6, 6, 3), np.uint8), np.zeros((2, 18), np.float32)
 @pytest.mark.parametrize("arguments, options, text", [
     ((IMAGES, VIEWS + np.float32("nan"), 4), {}, "views: an affine map has a number that is not finite"),
     ((IMAGES, VIEWS + np.float32(1e7), 4), {}, "beyond a million pixels"),
+    ((IMAGES, VIEWS + np.float32(1e5), 6), {}, "beyond a million pixels"), ((IMAGES, VIEWS - np.float32(1e5), 6), {}, "beyond a million pixels"),
     ((IMAGES, VIEWS[:1], 4), {}, "views: expected shape (2, 18), got (1, 18)"),
     ((IMAGES, VIEWS[:, :6], 4), {}, "views: expected shape (2, 18), got (2, 6)"),
     ((IMAGES, VIEWS.astype(int), 4), {}, "views: expected float32, got int64"),
