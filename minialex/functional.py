@@ -1,7 +1,8 @@
 """Each op and its backward as a function on arrays, to play with one layer or to test it from outside.
 
 Layout is NHWC for images and HWIO, (KH, KW, C/groups, O), for filters; arrays are float32 on devices "cpu" and "cuda",
-float64 on "numpy" (the references). Results are arrays of the device: numpy, or CuPy on "cuda".
+float64 on "numpy" (the references). Results are arrays of the device: numpy, or CuPy on "cuda". Arguments may also be arrays
+of other libraries that numpy can read, such as PyTorch's on the CPU, and numbers numpy's or Python's.
 """
 
 from .optim import adam_update, clip_gradients, sgd_update
