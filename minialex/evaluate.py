@@ -8,6 +8,7 @@ import os
 import numpy as np
 
 from .command import add_device, parser_of, run_command, say
+from .device import in_short
 from .errors import shown
 from .files import require_place, write_beside
 from .progress import on_terminal
@@ -77,7 +78,7 @@ def main(arguments=None):
     run = Run(args.run, args.checkpoint, args.device, args.threads, say)
 
     def began(source):
-        say(f"device   {run.device.name} ({run.chosen}): {run.device}")
+        say(f"device   {in_short(run.device, run.chosen)}")
         say(f"data     {source} from {shown(source.root)}")
         say(f"weights  {os.path.join(args.run, run.checkpoint.name)}")
         if args.ten_crop and not run.input.margin:

@@ -1,5 +1,6 @@
 """What a network needs on a device, laid out before anything is allocated: shares, chunks, and an array for each name."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -70,6 +71,8 @@ class Layout:
     def fit(self, device: Device, workspace_mb: float | None) -> int:
         """Floats of the column buffer of one share: what the device's cache or chip and --workspace-mb ask for, and at least what works."""
         net, need = self.net, 0
+        if workspace_mb is not None and not 0 < workspace_mb < math.inf:
+            raise UserError(f"--workspace-mb {workspace_mb}: expected megabytes, more than 0")
         for name, layer in net.layers.items():
             shape = net.inputs[name]
             least, parts = layer.least(shape, self.training and name != net.bottom), layer.split(shape, device.slices) if self.training else 0

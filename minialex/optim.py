@@ -212,13 +212,14 @@ class Schedule:
             self.warm_epochs, self.factor = named.get("warmup", 0.0), named.get("factor", 0.1)
             self.warmup = self.warm_epochs * steps_per_epoch
             known = (least <= len(numbers) <= most and all(0 < number < math.inf for number in self.numbers)
+                     and (self.shape != "multistep" or all(a < b for a, b in zip(self.numbers, self.numbers[1:])))
                      and len(named) == len(rest) and set(named) <= ({"warmup", "factor"} if most else {"warmup"})
                      and 0 <= self.warmup < math.inf and 0 < self.factor < 1)
         except ValueError:
             known = False
         if not known:
-            raise UserError(f"--schedule {text!r}: expected constant, cosine, step:EPOCHS, multistep:EPOCH:EPOCH:... or plateau:EPOCHS, then "
-                            ",warmup:EPOCHS and ,factor:F (between 0 and 1) if wanted")
+            raise UserError(f"--schedule {text!r}: expected constant, cosine, step:EPOCHS, multistep:EPOCH:EPOCH:... (which rise) or "
+                            "plateau:EPOCHS, then ,warmup:EPOCHS and ,factor:F (between 0 and 1) if wanted")
 
     def __repr__(self) -> str:
         return f"Schedule({self.text!r}, {self.lr:g}, {self.epoch}, {self.total // self.epoch})"

@@ -35,6 +35,8 @@ CSV forms:
 
 def open_all(paths):
     """The images of some files, folders and lists as one source without labels."""
+    if not any(map(os.path.exists, paths)):      # told before anything is compiled; of many, one that is not there is left out like one that is damaged
+        raise UserError(f"{shown(paths[0])}: No such file or directory")
     found = [open_unlabelled(path) for path in paths]
     for source in found:
         for sentence in source.remarks():

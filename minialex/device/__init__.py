@@ -1,5 +1,6 @@
 """Where kernels run: `cpu` (the C++ compiler), `cuda` (CuPy), `numpy` (the references)."""
 
+import re
 import sys
 from collections.abc import Callable
 
@@ -7,6 +8,11 @@ from .base import Array, Device
 from .kernel import Kernel, kernel
 
 DEVICES = "auto", "cpu", "cuda", "numpy"
+
+
+def in_short(device: Device, reason: str) -> str:
+    """A device and why it was chosen, as a line that leaves out what stands in brackets."""
+    return f"{device.name} ({re.sub(r' [(].*', '', reason)}): {re.sub(r' [(].*?[)]', '', str(device))}"
 
 
 def open_device(name: str = "auto", threads: int | None = None, announce: Callable[[str], object] | None = None) -> tuple[Device, str]:

@@ -73,7 +73,7 @@ class CPU(Device):
             self.library.queue_close(self.queue)
 
     def __str__(self) -> str:
-        return f"{self.threads} thread{'s' * (self.threads > 1)}, kernels compiled by {self.builder.version}, products by {self.products}"
+        return f"{self.threads} thread{'s' * (self.threads > 1)}, kernels by {self.builder.version}, products by {self.products}"
 
     def text(self, file: Path) -> str:
         return self.wrapped(source_text(file), declarations(file))

@@ -1,6 +1,7 @@
 """Checkpoints: safetensors files that hold weights, what the optimizer keeps, and where the run stands."""
 
 import json
+import struct
 import zlib
 from pathlib import Path
 
@@ -12,11 +13,22 @@ from ..files import write_beside
 
 def save(path, network, state, optimizer=True):
     """Saves the parameters and `state` (a dict, as JSON); with `optimizer` also what it keeps of each, and the scores since they were reset."""
-    from safetensors.numpy import save as to_bytes
     network.device.synchronize()
     tensors = {name: network.device.to_numpy(array) for name, array in arrays_of(network, optimizer).items()}
     text = json.dumps(state)
     write_beside(path, to_bytes(tensors, {"minialex": text, "net": network.net.name, "crc32": checksum(tensors, text, network.net.name)}))
+
+
+def to_bytes(tensors, about):
+    """The bytes of a safetensors file, the same for the same content: safetensors' own writer puts the metadata in another order each time."""
+    names = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))      # each array starts at a multiple of its item's size
+    header, end = {"__metadata__": about}, 0
+    for name in names:
+        begin, end = end, end + tensors[name].nbytes
+        header[name] = {"dtype": f"F{8 * tensors[name].itemsize}", "shape": tensors[name].shape, "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return b"".join([struct.pack("<Q", len(text)), text, *(np.ascontiguousarray(tensors[name]) for name in names)])
 
 
 def arrays_of(network, optimizer):
@@ -34,11 +46,15 @@ def checksum(tensors, text, net):
     return str(found)
 
 
+def require(path):
+    if not Path(path).exists():
+        raise UserError(f"{path} is missing: is this the folder of a run that has saved a checkpoint?")
+
+
 def read(path):
     """-> (tensors, state, name of the net): all that a checkpoint holds, checked for damage."""
     from safetensors import SafetensorError, safe_open
-    if not Path(path).exists():
-        raise UserError(f"{path} is missing: is this the folder of a run that has saved a checkpoint?")
+    require(path)
     try:
         with safe_open(path, "numpy") as file:
             metadata = file.metadata() or {}

@@ -10,6 +10,7 @@
 """
 
 import contextlib
+import errno
 import io
 import json
 import os
@@ -49,6 +50,15 @@ class RunFolder:
         """A UserError if it holds a run that has saved something."""
         if self.last.exists() or (self.path / "metrics.jsonl").exists():
             raise UserError(f"{self} holds a run already: continue it with --resume {typed(self.given)}, or give another --out")
+
+    def require_place(self):
+        """A UserError if it cannot be made for want of a folder to make it in, or of the right to."""
+        above = self.path
+        while not os.path.lexists(above):
+            above = above.parent
+        number = 0 if os.path.isdir(above) and os.access(above, os.W_OK | os.X_OK) else errno.EACCES if os.path.isdir(above) else errno.ENOTDIR
+        if number:
+            raise UserError(f"the run folder {self} cannot be made ({os.strerror(number)}): give another --out")
 
     def take(self):
         """Makes the folder, keeps others out until `release` or the end of this process, and removes what a kill left half written."""

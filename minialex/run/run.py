@@ -83,6 +83,7 @@ class Run:
         with self._busy:
             network = self._network
             if network is None or network.batch < batch:
+                checkpoint.require(self.checkpoint)      # before anything is compiled
                 self._network = network = None      # its memory goes first
                 network = Network(self.net, self.device, batch, input=self.input, training=False, init=None)
                 checkpoint.restore(self.checkpoint, network)
@@ -160,16 +161,17 @@ class Run:
         """
         warn = warn or heard
         with self._words(), self._busy:
-            network = self._network_for(self.config["options"]["batch"])
-            found = page.first_filters(network)
             try:
-                train, val = self.data(data, warn)
+                sources = self.data(data, warn)
             except UserError as error:
                 if data is not None:
                     raise
                 warn(f"{error}; without its data (--data DIR, if it has moved) the report has no predictions, confusion or augmented batch")
-            else:
-                found |= self._shown(network, train, val, warn)
+                sources = None
+            network = self._network_for(min(self.config["options"]["batch"], max(map(len, sources or [""]), default=1) or 1))
+            found = page.first_filters(network)
+            if sources:
+                found |= self._shown(network, *sources, warn)
             page.write(self._kept.path, self.config, self._kept.metrics(), weights="best" if self.checkpoint == self._kept.best else "last", **found)
         return self.folder / "report.html"
 

@@ -14,7 +14,8 @@ from ..data.augment import Input, measure
 from ..data.folder import drawn_fraction, open_data
 from ..data.listing import twins
 from ..data.loader import Loader
-from ..device import open_device
+from ..device import in_short, open_device
+from ..device.base import cores
 from ..errors import UserError
 from ..network import Network
 from ..optim import Schedule
@@ -60,14 +61,13 @@ class Session:
         options, tell, self.fresh = self.options, self.tell, not config
         if not self.folder.numbered and (self.folder.path / ".lock").exists():      # a second run is refused before it takes time and memory
             self.take_folder(config)
-        threads = options["threads"]
-        if config and threads is None and config["machine"].get("device") == "cpu":
-            threads = config["threads"]
-        self.device, reason = open_device(options["device"] or "auto", threads, announce=lambda text: tell("compiling", text))
-        tell("device", f"{self.device.name} ({reason}): {self.device}")
         for name in ("data", "train", "val"):      # a run can be resumed from anywhere
             options[name] = os.path.abspath(options[name]) if options[name] else None
-        train, val = self.opened()
+        # A wrong path is told before anything is compiled; the built-in set may have to be drawn, and waits.
+        sources = self.opened() if any(options[name] for name in ("data", "train", "val")) else None
+        self.device, reason = open_device(options["device"] or "auto", self.threads(config), announce=lambda text: tell("compiling", text))
+        tell("device", in_short(self.device, reason))
+        train, val = sources or self.opened()
         tell("train", f"{train} from {train.root}")
         tell("val", f"{val} from {val.root}")
         net = self.net_for(train, config, own)
@@ -91,7 +91,7 @@ class Session:
         if not self.folder.lock:
             self.take_folder(config)
         if resumed:
-            self.load()
+            self.load(config)
         self.saved_at = time.monotonic()
 
     def opened(self):
@@ -121,6 +121,13 @@ class Session:
             self.tell("warning", f"{len(pairs):,} of {len(val):,} validation images are also in training (near-duplicates.txt in the run's folder, which "
                       "minialex.evaluate takes as --without FILE)")
         return len(pairs)
+
+    def threads(self, config):
+        """How many are asked for, None for all cores; a resumed run keeps its number, on which its bits depend, where there are cores for so many."""
+        asked = self.options["threads"]
+        if asked is not None or not config or config["machine"].get("device") != "cpu":
+            return asked
+        return config["threads"] if config["threads"] <= cores() else None
 
     def network_of(self, net, drawn):
         """The network to train; drawn: with its first weights."""
@@ -170,7 +177,7 @@ class Session:
                 self.tell("warning", f"the run was started with {name} {was!r}, now it is {now!r}: it continues, but not bit for bit")
         if config["threads"] != self.config["threads"]:
             self.tell("warning", f"the run was started with {config['threads']} threads, now there are {self.config['threads']}: "
-                      "it continues, but not bit for bit")
+                      f"it continues, but not bit for bit; --threads {config['threads']} keeps to them")
         if config["classes"] != self.config["classes"]:
             raise UserError(f"the classes of {self.options['data'] or self.options['train']} are not those of the run in {self.folder}"
                             + twins(config["classes"], self.config["classes"]))
@@ -193,7 +200,7 @@ class Session:
             self.tell("resume", f"{self.folder} has no checkpoint yet: the run begins anew")
         return last.exists()
 
-    def load(self):
+    def load(self, config):
         trainer = self.trainer
         state = checkpoint.restore(self.folder.last, trainer.network)
         try:
@@ -201,8 +208,17 @@ class Session:
         except UserError as error:
             raise UserError(f"{self.folder.last}: {error}") from None
         self.tell("resume", f"{self.folder} at epoch {trainer.state['epoch'] + 1}, step {trainer.state['step']}")
+        self.warn_of_rate(config["options"]["epochs"])
         if trainer.finished:
             self.tell("warning", f"{self.folder} has its {trainer.epochs} epochs already, and nothing is left to train: give more --epochs")
+
+    def warn_of_rate(self, epochs):
+        """More epochs, or fewer, move a cosine: what comes next is not what the rate had come down to."""
+        trainer, options = self.trainer, self.options
+        step, metrics, planned = trainer.state["step"], trainer.metrics, Schedule(options["schedule"], options["lr"], len(trainer.train), epochs)
+        if step and not trainer.finished and trainer.schedule(step, metrics) != planned(step, metrics):
+            self.tell("warning", f"--epochs {options['epochs']} instead of {epochs} moves the schedule {options['schedule']}: the learning rate was "
+                      f"{planned(step - 1, metrics):.2g} in the last step, and is {trainer.schedule(step, metrics):.2g} in the next")
 
     def begin_folder(self):
         """Keeps what the run is, and a report that a kill has prevented."""

@@ -51,9 +51,13 @@ def settle(given, out=None, resume=None):
             options[name] = None
     options["augment"] = ",".join(filter(None, (own.get("augment"), given["augment"])))      # later keys win; `command_of` takes them apart
     check_ranges(options)
+    schedule = Schedule(options["schedule"], options["lr"], 1, options["epochs"])
+    if given["schedule"] is not None and schedule.warm_epochs > options["epochs"]:      # that of a recipe may be tried out with an epoch or two
+        raise UserError(f"--schedule {options['schedule']}: its warm-up is longer than the run's {options['epochs']} epochs")
     folder = RunFolder(out or Path("runs", options["net"] + time.strftime("-%Y%m%d-%H%M%S")), numbered=out is None)
     if out is not None:
         folder.require_new()
+        folder.require_place()
     return options, None, folder
 
 
@@ -104,6 +108,8 @@ def check_ranges(options):
             raise UserError(f"--{name.replace('_', '-')} {options[name]}: expected {'0 up to below 1' if below_1 else '0 or more'}")
     if options["val_fraction"] is not None and not 0 < options["val_fraction"] < 1:
         raise UserError(f"--val-fraction {options['val_fraction']}: expected more than 0 and less than 1, as 0.2 is")
+    if options["workspace_mb"] is not None and not 0 < options["workspace_mb"] < math.inf:
+        raise UserError(f"--workspace-mb {options['workspace_mb']}: expected megabytes, more than 0")
     if options["seed"] >= 1 << 64:
         raise UserError(f"--seed {options['seed']}: expected less than 2**64")
     Schedule(options["schedule"], options["lr"], 1, options["epochs"])

@@ -12,7 +12,9 @@ from runs import arguments, contents, copy_of, load, refused, replaced, timeless
 import minialex
 from minialex import UserError, evaluate, train
 from minialex.data.loader import Loader
-from minialex.run import session
+from minialex.device import open_device
+from minialex.run import checkpoint, session
+from minialex.run.folder import RunFolder
 from minialex.run.trainer import Trainer
 
 
@@ -93,3 +95,45 @@ def test_images_that_are_deleted_during_an_epoch(own_pictures, tmp_path, capsys,
     else:
         assert "images can be read" in refused(capsys, train.main, *options)
         assert load(out / "last.safetensors")[2]["step"] >= 1
+
+
+def test_more_epochs_on_a_cosine_are_told_with_both_rates(finished, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(Trainer, "step", lambda *a: os.kill(os.getpid(), signal.SIGTERM))
+    for epochs, told in (2, False), (20, True):
+        out = copy_of(finished, tmp_path / str(epochs))
+        train.main(["--resume", str(out), "--epochs", str(epochs)])
+        lines = [line for line in capsys.readouterr().out.splitlines() if "learning rate" in line]
+        assert lines == ["warning: --epochs 20 instead of 2 moves the schedule cosine,warmup:1: the learning rate was 0.00019 in the last step, "
+                         "and is 0.002 in the next"] * told
+
+
+@pytest.mark.parametrize("given, used", [(None, 2), (64, 64)])
+def test_a_run_of_many_threads_on_a_machine_of_few_cores(finished, tmp_path, capsys, monkeypatch, given, used):
+    """It takes the cores that there are and says so, unless it is told to keep its threads; with as many cores it keeps them without a word."""
+    config = RunFolder(finished).config()
+    for there, had, expected in (2, 64, used), (64, 2, given or 2):
+        out = copy_of(finished, tmp_path / str(there))
+        replaced(out / "config.json", json.dumps(config | {"threads": had}).encode())
+        opened = []
+
+        def opening(name, threads, announce):
+            opened.append(threads or there)
+            device = open_device("numpy")[0]
+            device.threads = opened[-1]
+            return device, "here"
+        monkeypatch.setattr(session, "cores", lambda: there)
+        monkeypatch.setattr(session, "open_device", opening)
+        monkeypatch.setattr(session.Session, "load", lambda *a: None)
+        train.begin(["--resume", str(out), *(["--threads", str(given)] if given else [])])
+        told = f"started with {had} threads, now there are {expected}: it continues, but not bit for bit; --threads {had} keeps to them"
+        assert opened == [expected] and (told in capsys.readouterr().out) == (had != expected)
+
+
+def test_equal_content_gives_equal_bytes(finished):
+    """Those that safetensors' own writer gives, whose order changes from call to call."""
+    from safetensors.numpy import load_file, save
+    arrays, about = load_file(finished / "last.safetensors"), {name: name for name in "abcdefgh"}
+    arrays = {name: array for name, array in arrays.items() if array.size < 10000}
+    ours = checkpoint.to_bytes(arrays, about)
+    assert "totals" in arrays and checkpoint.to_bytes(dict(reversed(arrays.items())), about) == ours
+    assert sorted(ours) == sorted(save(arrays, about)) and len({save(arrays, about) for _ in range(5)}) > 1

@@ -26,6 +26,11 @@ from minialex.data import __main__ as data_command
     (["--schedule", "plateau:0"], "--schedule 'plateau:0': expected"),
     (["--schedule", "step"], "--schedule 'step': expected"),
     (["--schedule", "cosine,warmup:x"], "--schedule 'cosine,warmup:x': expected"),
+    (["--schedule", "multistep:10:5"], "--schedule 'multistep:10:5': expected"),
+    (["--schedule", "multistep:5:5"], "--schedule 'multistep:5:5': expected"),
+    (["--schedule", "cosine,warmup:3"], "--schedule cosine,warmup:3: its warm-up is longer than the run's 2 epochs"),
+    (["--workspace-mb", "nan"], "--workspace-mb nan: expected a number"),
+    (["--workspace-mb", "-1"], "--workspace-mb -1.0: expected megabytes, more than 0"),
     (["--data", "{data}/packed"], "{data}/packed/train is packed at 80 pixels as crop, but 82 pixels as crop are asked for"),
     (["--data", "{data}/packed", "--fit", "squash", "--side", "80"], "80 pixels as squash are asked for"),
     (["--data", "{data}/empty"], "{data}/empty does not hold the two splits"),
@@ -52,7 +57,7 @@ def test_mistakes(pictures, finished, places, tmp_path, capsys, options, words):
 
 
 @pytest.fixture(scope="module")
-def places(pictures, tmp_path_factory):
+def places(pictures, finished, tmp_path_factory):
     """Data sets that are not as they should be."""
     root = tmp_path_factory.mktemp("places")
     assert data_command.main(["pack", str(pictures), str(root / "packed"), "--size", "80"]) == 0
@@ -68,6 +73,7 @@ def places(pictures, tmp_path_factory):
     for split in "train", "val":
         (root / "list" / f"{split}.txt").write_text(f"{pictures}/{split}/red/00.jpg red\n{pictures}/{split}/blue/00.jpg\n")
     (root / "file").write_text("x")
+    shutil.copytree(finished, root / "unsaved", ignore=shutil.ignore_patterns("*.safetensors", ".lock"))
     return root
 
 
@@ -79,6 +85,23 @@ def test_a_packed_set_is_taken_at_its_own_size(places, tmp_path, plain_report):
 def test_a_batch_larger_than_the_set_is_the_whole_set(pictures, tmp_path, plain_report):
     assert train.main(arguments(pictures, tmp_path / "run", "--batch", "64")) == 0
     assert [epoch["step"] for epoch in timeless(tmp_path / "run")] == [1, 2]
+
+
+@pytest.mark.parametrize("name, options", [
+    ("train", ["--data", "nowhere"]), ("train", ["--train", "{pictures}/train", "--val", "nowhere"]), ("train", ["--out", "{data}/file/run"]),
+    ("train", ["--resume", "{finished}", "--data", "nowhere"]), ("evaluate", ["nowhere"]), ("evaluate", ["{finished}", "--data", "nowhere"]),
+    ("evaluate", ["{data}/unsaved", "--data", "{pictures}"]), ("predict", ["{data}/unsaved", "{pictures}/val"]), ("predict", ["{finished}", "nowhere.jpg"]),
+    ("report", ["{finished}", "--data", "nowhere"]), ("report", ["{data}/unsaved"])])
+def test_a_wrong_path_is_told_before_anything_is_compiled(pictures, finished, places, capsys, monkeypatch, name, options):
+    """No device is opened before it."""
+    import minialex.run.run as run_module
+    from minialex import evaluate, predict, report
+    from minialex.run import session
+    for module in session, run_module:
+        monkeypatch.setattr(module, "open_device", lambda *a, **k: pytest.fail("a device was opened"))
+    given = [option.format(pictures=pictures, finished=finished, data=places) for option in options]
+    told = refused(capsys, {"train": train, "evaluate": evaluate, "predict": predict, "report": report}[name].main, *given)
+    assert any(word in told for word in ("nowhere", f"{places}/file/run", "last.safetensors")), told
 
 
 @pytest.mark.parametrize("options", [["--recipe", "nonsense"], ["--net", "resnet"], ["--epochs", "many"], ["--out"]])

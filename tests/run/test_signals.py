@@ -14,6 +14,7 @@ from runs import arguments, assert_same_run, command, contents, copy_of, load, r
 from minialex import __main__, train
 from minialex.errors import UserError
 from minialex.run import session
+from minialex.run.folder import RunFolder
 from minialex.run.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,6 +41,29 @@ def test_a_run_that_ended_while_another_came_up_is_not_overwritten(pictures, fin
     monkeypatch.setattr(session, "open_data", slowly)
     assert f"{out} holds a run already" in refused(capsys, train.main, *arguments(pictures, out))
     assert contents(out) == contents(finished)
+
+
+def test_runs_that_begin_in_one_second_have_a_folder_each(tmp_path):
+    def taken(name):
+        for _ in range(20):
+            folder = RunFolder(tmp_path / "runs/half", numbered=True)
+            folder.take()
+            (folder.path / "owner").open("x").write(str(os.getpid()))
+        (tmp_path / name).touch()
+    children = []
+    for number in range(6):
+        children.append(os.fork())
+        if not children[-1]:
+            try:
+                while not (tmp_path / "go").exists():      # all at once
+                    pass
+                taken(f"child {number}")
+            finally:
+                os._exit(0)
+    (tmp_path / "go").touch()
+    for child in children:
+        os.waitpid(child, 0)
+    assert len(list(tmp_path.glob("child *"))) == 6 and sorted(os.listdir(tmp_path / "runs")) == sorted(["half", *(f"half-{n}" for n in range(2, 121))])
 
 
 def test_a_second_ctrl_c_ends_at_once(pictures, tmp_path, capsys, monkeypatch):
