@@ -18,11 +18,12 @@ class Layout:
     """What a network needs on a device, known before anything is allocated; of the device it asks only how it divides work.
 
     A batch is cut into `shares` (one per core), and a share takes `chunk` images at a time through the convolutional
-    layers. `arrays` is {name: (shape, dtype)}, with names like "activation conv1".
+    layers. `arrays` is {name: (shape, dtype)}, with names like "activation conv1". totals: columns of the sums of scores, on whose number the
+    last bits of a sum depend (default: the batch).
     """
 
     def __init__(self, net: Net, device: Device, batch: int, *, input: Input | None = None, training: bool = True, workspace_mb: float | None = None,
-                 slots: Sequence[str] = ("velocity",), clipped: bool = False) -> None:
+                 slots: Sequence[str] = ("velocity",), clipped: bool = False, totals: int | None = None) -> None:
         self.input = input or Input(net.side, net.size)
         self.net, self.batch, self.training, floats = net, batch, training, device.float
         side = self.input.side
@@ -41,7 +42,7 @@ class Layout:
             "input images": ((batch, side, side, 3), np.uint8), "input views": ((batch, 18), floats),
             "input labels": ((batch,), np.int32), "input mean": ((side, side, 3) if self.input.mean == "image" else (1,), floats),
             "input now": ((2,), np.float64), "input class weights": ((2, net.classes), floats), "output loss": ((batch,), floats), "output rank": ((batch,), floats),
-            "output probabilities": ((batch, net.classes), floats), "output totals": ((3, batch), np.float64),
+            "output probabilities": ((batch, net.classes), floats), "output totals": ((3, totals or batch), np.float64),
             "activation input": ((rows if own[1:] else batch, net.size, net.size, 3), floats)}
         for name, layer in net.layers.items():
             keep = rows if name in own[:-1] else batch

@@ -9,6 +9,7 @@ from .data.augment import Input
 from .device import Array, Device, open_device
 from .errors import UserError
 from .layout import Layout
+from .memory import free_memory
 from .nets import Net
 from .ops.augment import FILLS, augment, check_views
 from .ops.conv import BLOCK, add_parts
@@ -23,20 +24,25 @@ class Network:
     `parameters`, `velocity` and `gradients` are {name: device array}; `gradients` holds those of the mean loss. `state` is
     all that the optimizer keeps, {"velocity conv1.weight": device array, ...}. device: "auto", "cpu", "cuda", "numpy", or an open one.
     In training, smoothing is that of the labels, class_weights (classes,) what an image's loss is times by its label, and clip_norm the
-    largest norm of all gradients together.
+    largest norm of all gradients together. most: images that there are at all; a larger batch is not laid out for more, and gives the same
+    results.
     """
 
     def __init__(self, net: Net, device: str | Device, batch: int, *, input: Input | None = None, training: bool = True, optimizer: SGD | Adam = SGD(),
                  smoothing: float = 0.0, class_weights: np.ndarray | None = None, clip_norm: float | None = None, init: str | None = "he", seed: int = 0,
-                 workspace_mb: float | None = None) -> None:
+                 workspace_mb: float | None = None, most: int | None = None) -> None:
         if batch < 1:
             raise UserError(f"--batch {batch}: a batch has at least one image")
         device = open_device(device)[0] if isinstance(device, str) else device
+        totals, batch = batch, min(batch, most or batch)
         self.net, self.device, self.batch, self.optimizer, self.seed, self.training = net, device, batch, optimizer, seed, training
         self.smoothing, self.clip_norm, self.passed = smoothing, clip_norm, 0      # images of the last pass
         self.layout = Layout(net, device, batch, input=input, training=training, workspace_mb=workspace_mb, slots=optimizer.slots,
-                             clipped=clip_norm is not None)
+                             clipped=clip_norm is not None, totals=totals)
         self.input = self.layout.input
+        left = free_memory() if device.array_type is np.ndarray else None
+        if left is not None and self.layout.bytes() > left:
+            raise UserError(f"{self.needs()} and {left / 2**20:,.0f} MB are free: use a smaller {'--batch or --workspace-mb' if training else 'batch'}")
         self.arrays: dict[str, Array] = {}
         self.allocate("parameter ")
         self.parameters = self.named("parameter ")
@@ -59,8 +65,10 @@ class Network:
             self.arrays |= {name: self.device.zeros(shape, dtype) for name, (shape, dtype) in self.layout.arrays.items()
                             if name.startswith(kind) and name not in self.arrays}
         except MemoryError:
-            raise UserError(f"{self.net.name} at {'--batch' if self.training else 'batch'} {self.batch} takes {self.layout.bytes() / 2**20:,.0f} MB, more "
-                            f"than device {self.device.name} has free: use a smaller batch") from None
+            raise UserError(f"{self.needs()}, more than device {self.device.name} has free: use a smaller batch") from None
+
+    def needs(self) -> str:
+        return f"{self.net.name} at {'--batch' if self.training else 'batch'} {self.batch} takes {self.layout.bytes() / 2**20:,.0f} MB"
 
     def named(self, kind: str) -> dict[str, Array]:
         return {name[len(kind):]: array for name, array in self.arrays.items() if name.startswith(kind)}
@@ -287,7 +295,7 @@ class Network:
                       self.smoothing if mode != "evaluate" else 0.0)
         device.launch(label_rank, n, logits, labels, a["output rank"][:n], classes)
         if mode != "gradient":
-            device.launch(tally, -(-n // 32), a["output loss"], a["output rank"], a["output totals"], n, self.batch)
+            device.launch(tally, -(-n // 32), a["output loss"], a["output rank"], a["output totals"], n, a["output totals"].shape[1])
         if mode == "evaluate":
             device.launch(softmax_rows, n, logits, probabilities, classes)
         return dlogits

@@ -13,10 +13,12 @@ from ..data import duplicates
 from ..data.augment import Input, measure
 from ..data.folder import drawn_fraction, open_data
 from ..data.listing import twins
-from ..data.loader import Loader
+from ..data.loader import LEAST_AHEAD, Loader
+from ..data.packed import Packed
 from ..device import in_short, open_device
 from ..device.base import cores
 from ..errors import UserError
+from ..memory import free_memory
 from ..network import Network
 from ..optim import Schedule
 from ..progress import silent
@@ -28,6 +30,7 @@ from .settings import input_of, optimizer_of
 from .trainer import Diverged, Trainer
 
 SAVE_EVERY = 600        # seconds between checkpoints inside a long epoch
+REPORT = 200 << 20      # bytes that the drawing of a report may take
 
 
 def describe_machine(device):
@@ -82,7 +85,7 @@ class Session:
         if config:
             self.warn_of_differences(config)
         resumed = config and self.has_checkpoint()
-        network = self.network_of(net, drawn=not resumed)
+        network = self.network_of(net, not resumed, max(len(train), len(val)))
         train, val = self.loaders(train, val)
         schedule = Schedule(options["schedule"], options["lr"], len(train), options["epochs"])
         self.trainer = Trainer(network, train, val, schedule, epochs=options["epochs"], seed=options["seed"])
@@ -129,24 +132,36 @@ class Session:
             return asked
         return config["threads"] if config["threads"] <= cores() else None
 
-    def network_of(self, net, drawn):
-        """The network to train; drawn: with its first weights."""
+    def network_of(self, net, drawn, most):
+        """The network to train; drawn: with its first weights; most: images of a batch at most, however large it is to be."""
         options = self.options
         network = Network(net, self.device, options["batch"], input=self.input, optimizer=optimizer_of(options), smoothing=options["label_smoothing"],
-                          init=options["init"] if drawn else None, seed=options["seed"], workspace_mb=options["workspace_mb"])
+                          init=options["init"] if drawn else None, seed=options["seed"], workspace_mb=options["workspace_mb"],
+                          most=most)
         network.load_mean(self.mean)
         self.tell("net", f"{net.name}, {net.size}x{net.size}, {net.count():,} parameters, {net.macs() / 1e9:.3f} GMAC per image; "
-                  f"a step of {options['batch']} takes {network.layout.bytes() / 2**20:,.0f} MB")
+                  f"a step of {network.batch} takes {network.layout.bytes() / 2**20:,.0f} MB")
+        kept, left = sum(map(network.layout.bytes, ("parameter ", *optimizer_of(options).slots))), free_memory()
+        more = 2 * kept + LEAST_AHEAD * network.layout.bytes("input images") + REPORT      # a checkpoint is copied, and put together
+        if left is not None and left < more:
+            self.tell("warning", f"{left / 2**20:,.0f} MB are left, and checkpoints, pictures to come and the report may take {more / 2**20:,.0f} MB for a "
+                      "while: if the system ends the run, use a smaller --batch or --workspace-mb")
         return network
 
     def loaders(self, train, val):
         options, warn = self.options, lambda text: self.tell("skipped", text)
         common = {"seed": options["seed"], "workers": self.device.decoders, "warn": warn, "fit": self.input.fit}
+        fits = sum(len(source) for source in (train, val) if not isinstance(source, Packed)) * 3 * self.input.side**2
+        left = free_memory()
+        if left is not None and fits > left // 2:      # what is not kept is decoded anew, with the same results
+            common["cache_mb"] = 0
         train = Loader(train, self.input.side, options["batch"], drop_last=options["drop_last"], **common)
         # Where Keras counts whole batches only, it must not always be the last class that is left out.
         val = Loader(val, self.input.side, options["batch"], shuffle=options["drop_last"], **common)
         if kept := train.cache_bytes + val.cache_bytes:
             self.tell("memory", f"decoded pictures come to take {kept / 2**20:,.0f} MB besides")
+        elif fits and "cache_mb" in common:
+            self.tell("memory", f"{left / 2**20:,.0f} MB are left, too little to keep decoded pictures: each epoch decodes them anew")
         if not len(train):
             raise UserError(f"--batch {options['batch']}: the {len(train.folder)} images of {train.folder.root} do not fill one, "
                             "and --drop-last leaves out what is less")
