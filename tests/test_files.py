@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from minialex.errors import UserError
+from minialex.errors import UserError, typed
 from minialex.files import require_place, write_beside
 
 
@@ -55,3 +55,10 @@ def test_places_where_nothing_can_be_written(tmp_path):
         with pytest.raises(UserError, match="cannot be written"):
             write_beside(tmp_path / path, "x")
     assert sorted(os.listdir(tmp_path)) == ["file", "loop"]
+
+
+@pytest.mark.parametrize("name", ["plain", "a b", "it's", "-x", "a\nb'c\\", os.fsdecode(b"\xff\xe4"), "$HOME `ls` *"])
+def test_a_path_in_a_printed_command_is_what_a_shell_makes_of_it(name):
+    told = typed(name)
+    made = subprocess.run(["bash", "-c", f"printf %s {told}"], capture_output=True).stdout
+    assert made in (os.fsencode(name), b"./" + os.fsencode(name)) and not made.startswith(b"-") and told.isprintable()

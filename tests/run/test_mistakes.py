@@ -1,10 +1,11 @@
 """Options and data that make no sense: one sentence and code 2."""
 
 import json
+import shlex
 import shutil
 
 import pytest
-from runs import arguments, command, refused, timeless
+from runs import arguments, command, copy_of, refused, timeless
 
 from minialex import train
 from minialex.data import __main__ as data_command
@@ -109,3 +110,9 @@ def test_what_argparse_refuses(capsys, options):
     assert command(train.main, *options) == 2
     told = capsys.readouterr().err
     assert "usage: python -m minialex.train" in told and "error: argument" in told
+
+
+def test_a_command_that_a_sentence_names_can_be_pasted(finished, tmp_path, capsys):
+    out = copy_of(finished, tmp_path / "it's a run")
+    quoted = shlex.split(refused(capsys, train.main, "--out", out).split("continue it with ")[1].split(", or")[0])
+    assert quoted == ["--resume", str(out)]
