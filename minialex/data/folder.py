@@ -91,8 +91,9 @@ def _require_two(classes, path):
         raise UserError(f"{shown(path)} has only one class, {named(classes)}: telling classes apart needs two or more")
 
 
-def drawn_fraction(data=None, train=None, val=None, asked=None):
-    """The part of each class that is drawn for validation, `asked` or the usual one; None where the splits are there."""
+def drawn_fraction(data=None, train=None, val=None, asked=None, kept=None):
+    """The part of each class that is drawn for validation, `asked` or the usual one; None where the splits are there. kept: that of a run
+    that goes on, whose data may by now have splits."""
     if data is not None and (train is not None or val is not None):
         raise UserError("give one data folder, or a training and a validation folder, but not both ways at once")
     if data is None and (train is None or val is None):
@@ -105,7 +106,7 @@ def drawn_fraction(data=None, train=None, val=None, asked=None):
         if not splits and not _is_whole(data):
             raise UserError(f"{shown(data)} does not hold the two splits, {_found_instead(data)}: {HOW}")
         if not splits:
-            return FRACTION if asked is None else asked
+            return asked if asked is not None else kept or FRACTION
         there = splits[1]
     if asked is not None:
         raise UserError(f"--val-fraction {asked:g}: there is a validation set, {shown(there)}, so that none is drawn; leave it out, or give as "

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from ..data.augment import Input
-from ..data.folder import ImageFolder, open_data, open_validation
+from ..data.folder import ImageFolder, drawn_fraction, open_data, open_validation
 from ..data.listing import twins
 from ..data.loader import Loader
 from ..data.shapes import default_set
@@ -189,8 +189,9 @@ class Run:
     def data(self, data: PathLike | None = None, warn: Callable[[str], Any] | None = None) -> tuple[Any, Any]:
         """(train, val), the run's data sources; data: where they are, if they have moved. warn(sentence) tells what was left out of them."""
         options = self.config["options"]
-        where = (data,) if data is not None else (options["data"] or None, options["train"] or None, options["val"] or None)
-        train, val = open_data(*where, seed=options["seed"], val_fraction=options.get("val_fraction"), warn=warn or heard)
+        where: tuple[Any, Any, Any] = (data, None, None) if data is not None else (options["data"] or None, options["train"] or None, options["val"] or None)
+        fraction = drawn_fraction(*where, kept=options.get("val_fraction")) if any(where) else None
+        train, val = open_data(*where, seed=options["seed"], val_fraction=fraction, warn=warn or heard)
         if train.classes != self.classes:
             raise UserError(f"the classes of {shown(train.root)} are not those of the run{twins(self.classes, train.classes)}")
         return train, val

@@ -102,7 +102,7 @@ class Session:
         options = self.options
         where = options["data"], options["train"], options["val"]
         if any(where) or options["val_fraction"] is not None:
-            options["val_fraction"] = drawn_fraction(*where, options["val_fraction"])
+            options["val_fraction"] = drawn_fraction(*where, **{"asked" if self.fresh else "kept": options["val_fraction"]})
         train, val = open_data(*where, self.bar, seed=options["seed"], val_fraction=options["val_fraction"], warn=lambda text: self.tell("skipped", text))
         if options["val_fraction"] is not None:
             alone = len(train.classes) - len(set(val.labels.tolist()))

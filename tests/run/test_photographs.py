@@ -117,6 +117,17 @@ def test_the_usual_fraction_is_drawn_unasked(own, tmp_path):
     assert any(line[0] == "split" and line[1].endswith("from each class but 1 that has one image") for line in told)
 
 
+def test_a_run_that_was_drawn_for_goes_on_with_splits(own, pictures, tmp_path, plain_report):
+    """The pictures have been sorted into train/ and val/ since."""
+    out = copy_of(own[1], tmp_path / "run")
+    session, told = prepared(resume=str(out), data=str(pictures), epochs=2)
+    assert session.options["val_fraction"] is None and any("the image files are not those" in text for _, text in told)
+    warned = []
+    minialex.load(out).report(pictures, warn=warned.append)
+    assert all("damaged.jpg" in sentence for sentence in warned)
+    assert minialex.load(out).evaluate(pictures).images == 12
+
+
 @pytest.mark.parametrize("options, words", [
     (["--data", "{own}", "--val-fraction", "0"], "--val-fraction 0.0: expected more than 0 and less than 1"),
     (["--data", "{own}", "--val-fraction", "1"], "--val-fraction 1.0: expected more than 0 and less than 1"),
