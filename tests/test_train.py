@@ -10,11 +10,11 @@ import time
 import numpy as np
 import pytest
 from PIL import Image
-from runs import arguments, copy_of, load, same_bits
+from runs import arguments, copy_of, load, same_bits, timeless
 
 from minialex import describe, evaluate, predict, train
 from minialex.errors import UserError
-from minialex.run import session, trainer
+from minialex.run import page, session, trainer
 
 
 def test_what_a_run_leaves(finished):
@@ -36,8 +36,7 @@ def test_what_a_run_leaves(finished):
     with Image.open(finished / "curve.png") as curve:
         assert curve.size[0] > 600 and len(set(curve.convert("L").tobytes())) > 50
     assert sorted(p.name for p in finished.iterdir()) == [
-        ".lock", "augmented.png", "best.safetensors", "config.json", "confusion.png", "curve.png", "filters.png", "last.safetensors", "layers.png",
-        "metrics.jsonl", "predictions.png", "report.html", "time.png"]
+        ".lock", "best.safetensors", "config.json", "curve.png", "filters.png", "last.safetensors", "metrics.jsonl", "report.html"]
 
 
 def test_first_lines_say_where_and_on_what(pictures, tmp_path, capsys):
@@ -136,6 +135,20 @@ def test_a_network_that_diverged_never_replaces_a_checkpoint(pictures, tmp_path,
 def test_a_loss_that_stays_at_chance_is_pointed_out(pictures, tmp_path, capsys, plain_report):
     train.main(arguments(pictures, tmp_path / "run", "--epochs", "1", "--lr", "0", "--init", "published"))
     assert "stays at ln(3) = 1.099" in capsys.readouterr().out
+
+
+def test_a_report_that_fails_is_told_of_once_and_ends_no_training(pictures, finished, tmp_path, capsys, monkeypatch):
+    def fail(*args, **more):
+        raise RuntimeError("no font")
+    out = tmp_path / "a run"
+    with monkeypatch.context() as patch:
+        patch.setattr(page, "write", fail)
+        assert train.main(arguments(pictures, out)) == 0
+    told = capsys.readouterr().out
+    assert told.count("warning: the report could not be written (RuntimeError: no font), and training goes on without") == told.count("could not") == 1
+    assert f"python -m minialex.report '{out}' writes it" in told and "epoch   2" in told and not (out / "report.html").exists()
+    assert timeless(out) == timeless(finished) and load(out / "last.safetensors")[2]["step"] == 10
+    assert train.main(["--resume", str(out)]) == 0 and "1 training image that cannot be read" in (out / "report.html").read_text()      # what is missing is made
 
 
 def test_evaluate_and_predict(pictures, finished, tmp_path, capsys):

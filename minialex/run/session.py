@@ -4,6 +4,7 @@ import contextlib
 import math
 import os
 import platform
+import shlex
 import time
 from dataclasses import asdict
 from importlib.metadata import version
@@ -47,7 +48,7 @@ class Session:
     """
 
     def __init__(self, options, config, folder, own=None, *, tell=lambda topic, text: None, bar=silent):
-        self.options, self.folder, self.tell, self.bar = options, folder, tell, bar
+        self.options, self.folder, self.tell, self.bar, self.unreported = options, folder, tell, bar, False
         try:
             self.prepare(config, own)
         except BaseException:
@@ -77,7 +78,8 @@ class Session:
         options["size"] = net.size
         self.input, self.mean = self.measured(train, config, net)
         options["side"] = self.input.side
-        self.config = {"net": net.name, "size": net.size, "input": asdict(self.input), "classes": train.classes, "threads": self.device.threads,
+        began = config.get("began") if config else time.strftime("%Y-%m-%d %H:%M")
+        self.config = {"net": net.name, "size": net.size, "began": began, "input": asdict(self.input), "classes": train.classes, "threads": self.device.threads,
                        "options": options, "machine": describe_machine(self.device),
                        "data": {split: source.fingerprint() | {"left_out": source.beside.other} for split, source in (("train", train), ("val", val))}}
         if net.name not in nets.NETS or list(net.layers.items()) != list(nets.NETS[net.name][0](net.classes).items()):
@@ -287,11 +289,19 @@ class Session:
         self.report()
 
     def report(self):
-        """Writes the report of the epochs so far, and then metrics.jsonl."""
+        """Writes the report of the epochs so far, and then metrics.jsonl. A report that fails is told of once, and training goes on."""
         trainer = self.trainer
-        images, _, views, *_ = trainer.last or trainer.last_of(len(trainer.metrics) - 1)
-        seen = page.augmented(self.input, images[:page.SHOWN], views[:page.SHOWN], self.device, self.mean)
-        page.write(self.folder.path, self.config, trainer.metrics, seen=seen, **page.first_filters(trainer.network), **trainer.collector.found())
+        try:
+            images, labels, views, *_ = trainer.last or trainer.last_of(len(trainer.metrics) - 1)
+            seen = page.augmented(self.input, images[:page.SHOWN], views[:page.SHOWN], self.device, self.mean)
+            page.write(self.folder.path, self.config, trainer.metrics, seen=seen, labels=labels[:page.SHOWN], **page.first_filters(trainer.network),
+                       **trainer.collector.found())
+        except Exception as error:
+            if not self.unreported:
+                why = error if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+                self.tell("warning", f"the report could not be written ({why}), and training goes on without; later, "
+                          f"python -m minialex.report {shlex.quote(str(self.folder))} writes it")
+            self.unreported = True
         self.folder.save_metrics(trainer.metrics)
 
     def remarks(self):

@@ -39,7 +39,7 @@ def limited(monkeypatch):
 
 @pytest.mark.parametrize("name, times, step", [
     ("config.json", 1, None), ("best.safetensors", 1, None), ("last.safetensors", 1, None), ("last.safetensors", 2, 5), ("metrics.jsonl", 1, 5),
-    ("metrics.jsonl", 2, 10), ("report.html", 1, 5)])
+    ("metrics.jsonl", 2, 10)])
 def test_a_full_disk_ends_a_run_and_loses_nothing(pictures, finished, tmp_path, capsys, limited, plain_report, name, times, step):
     out = tmp_path / "run"
     limited(name, times)
