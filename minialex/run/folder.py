@@ -5,7 +5,7 @@
     metrics.jsonl      a line for each epoch; written after the report, so that a resumed run sees whether that is missing
     near-duplicates.txt  the validation images that are also in training, where there are such
     mean.npy           the training set's mean image, where the input subtracts one
-    report.html        the report, and its pictures beside it
+    report.html        the report; curve.png and filters.png beside it
     .lock              held by the process that writes here
 """
 

@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from html import escape
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -34,7 +35,7 @@ PHASES = {"data": "#c9c9c9", "forward": "#8fb3d6", "backward": TRAIN, "update": 
 # The page's style sheet has these colours under names, by day and by night.
 NAMED = {TRAIN: "train", VAL: "val", GUIDE: "guide", INK: "ink", PALE: "pale", HAIR: "hair", PHASES["data"]: "data", PHASES["forward"]: "forward",
          PHASES["other"]: "other"}
-STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.spines.left": False, "axes.edgecolor": GUIDE, "axes.grid": True,
+STYLE: dict[Any, Any] = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.spines.left": False, "axes.edgecolor": GUIDE, "axes.grid": True,
          "axes.grid.axis": "y", "axes.axisbelow": True, "axes.facecolor": "none", "grid.color": HAIR, "xtick.color": PALE, "ytick.color": PALE, "text.color": INK,
          "axes.labelcolor": PALE, "axes.titlesize": 10, "axes.titlelocation": "left", "axes.titlecolor": INK, "lines.linewidth": 1.5, "xtick.bottom": False,
          "ytick.left": False, "ytick.right": False, "svg.fonttype": "none"}

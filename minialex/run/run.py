@@ -154,7 +154,7 @@ class Run:
             return evaluation(network, self._loader(source, min(batch, network.batch), warn), ten_crop, left_out, strangers, bar)
 
     def report(self, data: PathLike | None = None, *, warn: Callable[[str], Any] | None = None) -> Path:
-        """Writes report.html and its pictures anew. -> its path
+        """Writes report.html, curve.png and filters.png anew. -> the page's path
 
         data: the run's data, if it has moved; where it is gone, the report has no predictions, confusion or augmented batch, and
         warn(sentence) says so.
