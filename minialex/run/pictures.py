@@ -54,22 +54,23 @@ def plain() -> Iterator[None]:
         yield
 
 
-def panel_in(figure: Figure, left: float = 0, bottom: float = 0, wide: float = WIDE, high: float = HIGH) -> Axes:
+def panel_in(figure: Figure, left: float = 0, bottom: float = 0, wide: float = WIDE, high: float = HIGH, right: float = RIGHT) -> Axes:
     """Axes with room for their names in a rectangle of a figure, all in points."""
     across, up = 72 * figure.get_size_inches()
-    return figure.add_axes(((left + LEFT) / across, (bottom + BOTTOM) / up, (wide - LEFT - RIGHT) / across, (high - TOP - BOTTOM) / up))
+    return figure.add_axes(((left + LEFT) / across, (bottom + BOTTOM) / up, (wide - LEFT - right) / across, (high - TOP - BOTTOM) / up))
 
 
 def curve(metrics: list[dict], classes: int) -> bytes:
     """A PNG of loss and accuracy over the epochs, and of the learning rate where it is known."""
-    with plain():
+    with plain(), matplotlib.rc_context({"font.size": 8}):
         rated = any(m.get("lr") is not None for m in metrics)
         wide, low = 2 * WIDE + 14, 90 * rated
         figure = Figure(figsize=(wide / 72, (HIGH + low) / 72))
-        draw_loss(panel_in(figure, 0, low), metrics, classes)
-        draw_accuracy(panel_in(figure, WIDE + 14, low), metrics, classes)
+        room = 94      # matplotlib's font is wider than a page's
+        draw_loss(panel_in(figure, 0, low, right=room), metrics, classes)
+        draw_accuracy(panel_in(figure, WIDE + 14, low, right=room), metrics, classes)
         if rated:
-            draw_rate(panel_in(figure, 0, 0, wide, low), metrics)
+            draw_rate(panel_in(figure, 0, 0, wide, low, right=room), metrics)
         return png(figure)
 
 

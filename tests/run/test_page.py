@@ -74,6 +74,8 @@ def test_the_curve_beside_the_page_has_its_size_and_something_on_it(epochs):
     picture = pixels(data)
     assert not blank(picture) and 1000 < picture.shape[1] < 1100 and picture.shape[0] == 500 and len(data) < 60_000
     assert (np.abs(picture - [255, 255, 255]).max(axis=2) > 60).mean() > 0.005      # ink
+    wide = pixels(pictures.curve([epoch(1, train_top1=1.0, val_top1=1.0, val_top5=1.0)], 10))
+    assert (wide[:, -4:] == 255).all()      # no name is cut off
 
 
 def test_the_learning_rate_has_a_panel_of_its_own_where_it_is_known():
@@ -98,9 +100,10 @@ def test_a_chart_is_small_svg_whose_text_is_text_and_whose_colours_are_the_pages
 
 
 def test_names_at_the_ends_of_lines_do_not_cover_each_other():
-    chart = pictures.accuracy([epoch(i, train_top1=0.99, val_top1=0.98, val_top5=1.0) for i in (1, 2)], 10, "")
-    heights = sorted(float(re.search(r' y="([\d.]+)"', line)[1]) for line in chart.split("<text")[1:] if " %" in line)
-    assert len(heights) == 3 and min(np.diff(heights)) > 11
+    for top in 1.0, 0.02:
+        chart = pictures.accuracy([epoch(i, train_top1=top - 0.01, val_top1=top - 0.02, val_top5=top) for i in (1, 2)], 10, "")
+        heights = sorted(float(re.search(r' y="([\d.]+)"', line)[1]) for line in chart.split("<text")[1:] if " %" in line)
+        assert len(heights) == 3 and min(np.diff(heights)) > 11 and heights[-1] < pictures.HIGH - pictures.BOTTOM + 5
 
 
 def test_guessing_is_marked_where_the_loss_is_near_it():
@@ -487,6 +490,7 @@ def run(tmp_path_factory):
             for i in range(count):
                 noise = np.clip(np.array(colour) + RANDOM.normal(0, 30, (80, 80, 3)), 0, 255).astype(np.uint8)
                 Image.fromarray(noise).save(root / "pictures" / split / name / f"{i}.jpg")
+    (root / "pictures/val/red/broken.jpg").write_bytes(b"no picture")
     assert train.main(["--data", str(root / "pictures"), "--out", str(root / "run"), "--size", "72", "--batch", "8", "--epochs", "2", "--lr", "0.002",
                        "--device", "cpu"]) == 0
     return root
@@ -500,6 +504,8 @@ def test_the_command_makes_a_report_anew(run, tmp_path, capsys):
     shown, said = page_of(out), " ".join(page_of(out).text)
     assert {"Learning curves", "Predictions", "Confusion", "First-layer filters", "A batch as the net sees it"} <= set(shown.headings)
     best = max(m["val_top1"] for m in RunFolder(out).metrics())
+    assert all(m["unreadable"] == {"train": 0, "val": 1} for m in RunFolder(out).metrics()) and "Left out: 1 validation image that cannot be read." in said
+    assert re.search(r"Begun \d{4}-\d\d-\d\d \d\d:\d\d; trained for \d+ s; predictions and filters are those of the best weights, after epoch [12]\.", said)
     assert f"What 15 validation images were taken for; {100 * best:.1f} % rightly" in said and "report.html" in capsys.readouterr().out
     before = (out / "report.html").read_bytes()
     assert report.main([str(out), "--device", "cpu", "--threads", "2"]) == 0 and (out / "report.html").read_bytes() == before
