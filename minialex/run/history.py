@@ -50,9 +50,10 @@ class History(list):
     def _repr_html_(self) -> str:
         if not self:
             return "<p>no epoch yet</p>"
+        from .page import seen_in_curves
         from .pictures import curve
         head, *rows = self.rows()
         picture = base64.b64encode(curve(self, self.classes)).decode()
-        return (f'<img src="data:image/png;base64,{picture}" alt="learning curves" style="max-width: 44em; width: 100%">'
+        return (f'<img src="data:image/png;base64,{picture}" alt="{seen_in_curves(self)}" style="max-width: 44em; width: 100%">'
                 f"<table><tr>{''.join(f'<th>{cell}</th>' for cell in head)}</tr>"
                 + "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows) + "</table>")

@@ -144,8 +144,8 @@ def write(folder, config, metrics, *, filters=None, groups=1, seen=None, labels=
         section("Learning curves", "Training figures are gathered while the weights still change and on augmented pictures, validation figures "
                 "after each epoch on centre crops; early on, validation may therefore do better."
                 + " The training loss has smoothed labels, with which it cannot come near zero." * bool(config["options"].get("label_smoothing")),
-                charts(pictures.loss(metrics, len(names), told_of(metrics, "loss", "loss", "{:.3f}".format, min)),
-                       pictures.accuracy(metrics, len(names), told_of(metrics, "top1", "accuracy", percent, max)), rate,
+                charts(pictures.loss(metrics, len(names), seen_in_curves(metrics, "loss")),
+                       pictures.accuracy(metrics, len(names), seen_in_curves(metrics, "accuracy")), rate,
                        "<figcaption>At the end of each line, its value after the last epoch.</figcaption>"))
     if confusion is not None and confusion.sum():
         pairs, right = confused(confusion), np.trace(confusion) / confusion.sum()
@@ -318,9 +318,11 @@ def course(what, metrics, values, form, best=None):
     return f"{what} {goes} {last} over {n} epochs" + besides * (form(top) not in (first, last)) + "."
 
 
-def told_of(metrics, key, word, form, best):
-    return " ".join(course(f"{split} {word}", metrics, [m[f"{short}_{key}"] for m in metrics], form, best)
-                    for split, short in (("Validation", "val"), ("Training", "train")))
+def seen_in_curves(metrics, *which):
+    """Sentences on the loss and the accuracy, or one of them, in validation and in training."""
+    what = {"loss": ("loss", "{:.3f}".format, min), "accuracy": ("top1", percent, max)}
+    return " ".join(course(f"{split} {word}", metrics, [m[f"{short}_{what[word][0]}"] for m in metrics], *what[word][1:])
+                    for word in which or what for split, short in (("Validation", "val"), ("Training", "train")))
 
 
 def cards(items, names, photo):

@@ -124,6 +124,7 @@ def test_history(finished):
         minialex.History().best
     lines = repr(history).splitlines()
     assert len(lines) == 3 and lines[0].split()[0] == "epoch" and lines[2].split()[0] == "2"
+    assert 'alt="Validation loss ' in history._repr_html_() and " over 2 epochs. Training accuracy" in history._repr_html_()
     assert history._repr_html_().count("<tr>") == 3 and "data:image/png;base64," in history._repr_html_()
     assert repr(minialex.History()) == "no epoch yet" and "no epoch" in minialex.History()._repr_html_()
 

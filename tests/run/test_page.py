@@ -117,7 +117,7 @@ def test_the_settings_of_matplotlibs_user_change_no_picture():
         assert matplotlib.rcParams["text.usetex"] and matplotlib.rcParams["font.size"] == 30
 
 
-@pytest.mark.parametrize("backend", ["nonsense", "module://nowhere"])
+@pytest.mark.parametrize("backend", ["nonsense", pytest.param("module://nowhere", marks=pytest.mark.slow)])
 def test_a_backend_that_matplotlib_does_not_know_ends_nothing_and_stays_set(tmp_path, backend):
     (tmp_path / "matplotlibrc").write_text("text.usetex: True\n")
     script = ("import os, sys; from minialex.run import pictures\n"
