@@ -37,6 +37,8 @@ def test_what_a_run_leaves(finished):
         assert curve.size[0] > 600 and len(set(curve.convert("L").tobytes())) > 50
     assert sorted(p.name for p in finished.iterdir()) == [
         ".lock", "best.safetensors", "config.json", "curve.png", "filters.png", "last.safetensors", "metrics.jsonl", "report.html"]
+    said = (finished / "report.html").read_text()
+    assert "Left out: 1 training image that cannot be read." in said and "of the last weights, after epoch 2" in said
 
 
 def test_first_lines_say_where_and_on_what(pictures, tmp_path, capsys):

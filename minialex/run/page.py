@@ -237,7 +237,8 @@ def left_out(config, metrics):
     for split, word in ("train", "training"), ("val", "validation"):
         kinds = config["data"][split].get("left_out") or {}
         if kinds:
-            said.append(f"{sum(kinds.values()):,} other files in the {word} folders ("
+            count = sum(kinds.values())
+            said.append(f"{count:,} other file{'s' * (count > 1)} in the {word} folders ("
                         + ", ".join(f"{shown(ending) or 'no ending'} {count:,}" for ending, count in kinds.items()) + ")")
         unread = (metrics[-1].get("unreadable") or {}).get(split) if metrics else None
         if unread:

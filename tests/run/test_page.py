@@ -491,6 +491,7 @@ def run(tmp_path_factory):
                 noise = np.clip(np.array(colour) + RANDOM.normal(0, 30, (80, 80, 3)), 0, 255).astype(np.uint8)
                 Image.fromarray(noise).save(root / "pictures" / split / name / f"{i}.jpg")
     (root / "pictures/val/red/broken.jpg").write_bytes(b"no picture")
+    (root / "pictures/train/red/clip.mov").write_bytes(b"no picture either")
     assert train.main(["--data", str(root / "pictures"), "--out", str(root / "run"), "--size", "72", "--batch", "8", "--epochs", "2", "--lr", "0.002",
                        "--device", "cpu"]) == 0
     return root
@@ -504,7 +505,7 @@ def test_the_command_makes_a_report_anew(run, tmp_path, capsys):
     shown, said = page_of(out), " ".join(page_of(out).text)
     assert {"Learning curves", "Predictions", "Confusion", "First-layer filters", "A batch as the net sees it"} <= set(shown.headings)
     best = max(m["val_top1"] for m in RunFolder(out).metrics())
-    assert all(m["unreadable"] == {"train": 0, "val": 1} for m in RunFolder(out).metrics()) and "Left out: 1 validation image that cannot be read." in said
+    assert all(m["unreadable"] == {"train": 0, "val": 1} for m in RunFolder(out).metrics()) and "Left out: 1 other file in the training folders (.mov 1); 1 validation image that cannot be read." in said
     assert re.search(r"Begun \d{4}-\d\d-\d\d \d\d:\d\d; trained for \d+ s; predictions and filters are those of the best weights, after epoch [12]\.", said)
     assert f"What 15 validation images were taken for; {100 * best:.1f} % rightly" in said and "report.html" in capsys.readouterr().out
     before = (out / "report.html").read_bytes()
