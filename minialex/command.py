@@ -40,7 +40,7 @@ def ended(main):
     for name, mode in ("stdin", "r"), ("stdout", "w"), ("stderr", "w"):
         stream = getattr(sys, name)
         if stream is None:      # it was closed, and the next file that is opened would take its number
-            setattr(sys, name, open(os.devnull, mode))
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))
             if name == "stdout":
                 raise UserError("standard output is closed: send it to /dev/null where nobody is to read it")
         elif mode == "w" and hasattr(stream, "reconfigure"):

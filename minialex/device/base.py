@@ -183,7 +183,7 @@ def cpu_quota(own: str = "/proc/self/cgroup", groups: str = "/sys/fs/cgroup") ->
 def read(path: str | Path) -> str:
     """A small text file, "" where there is none that can be read."""
     try:
-        return Path(path).read_text()
+        return Path(path).read_text(encoding="utf-8")
     except (OSError, ValueError):
         return ""
 
