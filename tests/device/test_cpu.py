@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import shutil
 import signal
 import stat
 import subprocess
