@@ -87,9 +87,9 @@ class CUDA(Device):
         stream's until the buffer's last content was taken, and the launches' for the copy.
         """
         with self.feeding:
-            self.feed_from(self.slots[0], pairs)
+            self._feed(self.slots[0], pairs)
 
-    def feed_from(self, slot, pairs):
+    def _feed(self, slot, pairs):
         launches = self.cupy.cuda.get_current_stream()
         self.slots.reverse()
         parts, end = [], 0
