@@ -82,7 +82,7 @@ class Parser(argparse.ArgumentParser):
             for value in [] if action.nargs == argparse.REMAINDER else given if isinstance(given, list) else [given]:
                 if value == "":
                     raise UserError(f"{name} is empty: give it a value" + ", or leave it out" * bool(action.option_strings))
-                least = 0 if action.dest == "seed" else 1
+                least = 0 if action.dest in ("seed", "early_stop") else 1
                 if action.type is int and value is not None and value < least:
                     raise UserError(f"{name} {value}: expected at least {least}")
                 if action.type is float and value is not None and not math.isfinite(value):

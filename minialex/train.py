@@ -9,6 +9,7 @@ import signal
 from functools import partial
 
 from .command import parser_of, run_command, say
+from .data.augment import Input
 from .device import DEVICES
 from .errors import UserError, typed
 from .nets import NETS
@@ -31,12 +32,16 @@ def parse(arguments):
     data.add_argument("--size", type=int, help=f"input size in pixels (default: the net's published one, {SHAPES_DEFAULTS['size']} for half on the built-in set)")
     data.add_argument("--side", type=int, help="pixels of the decoded pictures (default: 8/7 of the input size)")
     data.add_argument("--fit", choices=CHOICES["fit"], help="decode each picture's centre square (default), or all of it out of shape")
-    data.add_argument("--augment", metavar="KEY=VALUE,...", help="what training draws anew for each picture: crop (random, resized, centre), area, "
-                      "ratio, flip (h, v, hv, none), rotation, shift, shear, zoom, fill (nearest, constant, reflect, wrap), constant, brightness, "
-                      "contrast, saturation, pca (none, eigenvalue, std), pca_strength; and mean (R:G:B, colour, image, none), scale of all input")
+    data.add_argument("--augment", metavar="KEY=VALUE,...", help="what training draws anew for each picture: crop (random, resized, centre); of resized "
+                      "ones area (LOW:HIGH, fractions of the picture's) and ratio (LOW:HIGH, width to height); flip (h, v, hv, none); rotation, shear "
+                      "(degrees, up to so many either way); shift (a fraction of the size, or HEIGHT:WIDTH, either way); zoom (Z for factors of 1-Z to "
+                      "1+Z, or LOW:HIGH, below 1 enlarges); fill of what lies outside (nearest, constant, reflect, wrap) and its constant (pixel "
+                      "value, 0 to 255); brightness, contrast, saturation (B for factors of 1-B to 1+B); pca (none, eigenvalue, std) and pca_strength "
+                      "(standard deviations); and of all input mean (R:G:B in pixel values, colour, image, none) and scale (a factor, or R:G:B)")
     data.add_argument("--drop-last", action=argparse.BooleanOptionalAction, help="leave the last, smaller batch of an epoch out")
     net = parser.add_argument_group("network and optimizer")
     net.add_argument("--recipe", choices=list(RECIPES), help="options of a known training run; those given beside it replace its own")
+    net.add_argument("--list-recipes", action=ListRecipes, nargs=0, dest=argparse.SUPPRESS, help="show the options of all recipes and end")
     net.add_argument("--net", choices=list(NETS), help="default half")
     net.add_argument("--init", choices=CHOICES["init"], help="first weights: he (default) trains from scratch on small data")
     net.add_argument("--epochs", type=int, help=f"default {DEFAULTS['epochs']}, {SHAPES_DEFAULTS['epochs']} on the built-in set")
@@ -49,17 +54,50 @@ def parse(arguments):
     net.add_argument("--bias-lr", type=float, help="of biases, times the learning rate (default 1)")
     net.add_argument("--bias-decay", type=float, help="of biases, times the weight decay (default 0)")
     net.add_argument("--label-smoothing", type=float, help="part of the target that all classes share (default 0)")
+    net.add_argument("--class-weights", choices=CHOICES["class_weights"], help="balanced: in training an image's loss is times n / (C n_c), where n_c "
+                     "of the n images are of its class and C is the number of classes; the mean is over images (default none)")
+    net.add_argument("--clip-norm", type=float, metavar="X", help="largest norm of all gradients together: larger ones are scaled down to it")
     net.add_argument("--schedule", help="constant, cosine, step:EPOCHS, multistep:EPOCH:EPOCH:... or plateau:EPOCHS, then ,warmup:EPOCHS and "
                      "factor:F (default cosine,warmup:1)")
     run = parser.add_argument_group("run")
+    run.add_argument("--early-stop", type=int, metavar="N", help="end after N epochs without a higher validation top-1 (default 0: never)")
+    run.add_argument("--log", choices=CHOICES["log"], help="tensorboard: write each epoch's figures into the run folder for it (pip install "
+                     "'minialex[tensorboard]'; default none)")
+    run.add_argument("--dry-run", action="store_true", help="open the data, lay out the net, say what memory it takes, try one step, and keep nothing")
     run.add_argument("--seed", type=int, help="of weights, order, crops and dropout (default 0)")
     run.add_argument("--device", choices=DEVICES, help="default auto: a working GPU, else the CPU")
     run.add_argument("--threads", type=int, help="CPU threads (default: the cores, a container's share of them, or OMP_NUM_THREADS if less)")
     run.add_argument("--workspace-mb", type=float, help="most memory for convolution's columns, all shares together")
     run.add_argument("--out", metavar="DIR", help="run folder (default: a new one in runs/)")
-    run.add_argument("--resume", metavar="RUN", help="continue the run in this folder; only --epochs, --device, --threads and a data "
-                     "folder that has moved may be given with it")
+    run.add_argument("--resume", metavar="RUN", help="continue the run in this folder; only --epochs, --early-stop, --log, --device, "
+                     "--threads and a data folder that has moved may be given with it")
     return vars(parser.parse_args(arguments))
+
+
+class ListRecipes(argparse.Action):
+    """Prints the recipes as a table and ends, as --help does."""
+
+    def __call__(self, parser, *more):
+        say("\n".join(recipe_table()))
+        parser.exit()
+
+
+def recipe_table():
+    """Lines of text: a row for each option that a recipe sets, a column for each recipe; keys of --augment have rows of their own."""
+    def parts(options):
+        keys = dict(part.split("=") for part in filter(None, options.get("augment", "").split(",")))
+        return {name.replace("_", "-"): str(value) for name, value in options.items() if name != "augment"} | {f"  {key}": value for key, value in keys.items()}
+    usual = Input(1, 1)
+    defaults = parts(DEFAULTS) | {"size": "the net's", "side": "8/7 of it", "fit": usual.fit, "  crop": usual.crop, "  flip": usual.flip,
+                                  "  mean": ":".join(f"{value:g}" for value in usual.mean), "  scale": "1/58", "  fill": usual.fill, "  pca": usual.pca}
+    columns = {"default": defaults, **{name: parts(options) for name, options in RECIPES.items()}}
+    names = list(dict.fromkeys(name for options in list(columns.values())[1:] for name in options))
+    names = [name for name in names if name[0] != " "] + ["augment"] + sorted(name for name in names if name[0] == " ")
+    rows = [["", *columns], *([name, *(options.get(name, "") for options in columns.values())] for name in names)]
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    yield from ("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
+    yield ""
+    yield "An empty cell is the default; `default` itself is that of your own images. docs/recipes.md says where each comes from and what it reaches."
 
 
 class Interrupts:
@@ -113,7 +151,10 @@ def line_of(metrics):
 def begin(arguments=None):
     """The session that the command line asks for, ready for its first step."""
     given = parse(arguments)
-    return Session(*settle(given, given.pop("out"), given.pop("resume")), tell=tell, bar=on_terminal)
+    dry = given.pop("dry_run")
+    if dry and given["resume"] is not None:
+        raise UserError("--dry-run cannot be given with --resume, whose run is known to work: leave one out")
+    return Session(*settle(given, given.pop("out"), given.pop("resume")), tell=tell, bar=on_terminal, dry=dry)
 
 
 def train(session):
@@ -144,8 +185,18 @@ def train(session):
     return 0
 
 
+def try_once(session):
+    """One step, of which nothing is kept. -> the command's exit code"""
+    with session:
+        tried = session.try_step()
+    say(f"step     {tried['images']} images in {tried['seconds']:.2f} s, the first time, loss {tried['loss']:.4f}; an epoch has {len(session.trainer.train)} steps")
+    say("dry run  all is ready, and nothing was kept: leave --dry-run out to train")
+    return 0
+
+
 def main(arguments=None):
-    return train(begin(arguments))
+    session = begin(arguments)
+    return try_once(session) if session.dry else train(session)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ def told(tmp_path_factory):
 def test_a_cold_cache_compiles_each_file_once_and_says_so_once(told):
     _, cold, warm, _, compiled = told
     names = sorted(["queue", *(path.name for path in sources().glob("*.cu"))])
-    assert sorted(re.fullmatch(r"(.*)-[0-9a-f]{24}\.so", name)[1] for name in compiled) == names
+    assert sorted(re.fullmatch(r"(.*)-[0-9a-f]{24}-[0-9a-f]{24}\.so", name)[1] for name in compiled) == names
     said = [line for line in cold if "compiling" in line]
     assert len(said) == 1 and f" compiling {len(names)} kernel files with " in said[0] and said[0].endswith(" (once)")
     assert not any("compiling" in line for line in warm)

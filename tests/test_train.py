@@ -134,11 +134,6 @@ def test_a_network_that_diverged_never_replaces_a_checkpoint(pictures, tmp_path,
     assert load(tmp_path / "run/last.safetensors")[2]["step"] == 1
 
 
-def test_a_loss_that_stays_at_chance_is_pointed_out(pictures, tmp_path, capsys, plain_report):
-    train.main(arguments(pictures, tmp_path / "run", "--epochs", "1", "--lr", "0", "--init", "published"))
-    assert "stays at ln(3) = 1.099" in capsys.readouterr().out
-
-
 def test_a_report_that_fails_is_told_of_once_and_ends_no_training(pictures, finished, tmp_path, capsys, monkeypatch):
     def fail(*args, **more):
         raise RuntimeError("no font")

@@ -20,16 +20,18 @@ def fit(data: PathLike | None = None, *, net: str | Net | None = None, train: Pa
         val_fraction: float | None = None, fit: str | None = None, augment: str | None = None, drop_last: bool | None = None,
         optimizer: str | None = None, lr: float | None = None,
         schedule: str | None = None, momentum: float | None = None, weight_decay: float | None = None, form: str | None = None,
-        bias_lr: float | None = None, bias_decay: float | None = None, label_smoothing: float | None = None, init: str | None = None,
+        bias_lr: float | None = None, bias_decay: float | None = None, label_smoothing: float | None = None,
+        class_weights: str | None = None, clip_norm: float | None = None, early_stop: int | None = None, log: str | None = None, init: str | None = None,
         seed: int | None = None, device: str | None = None, threads: int | None = None, workspace_mb: float | None = None,
         out: PathLike | None = None, resume: PathLike | None = None, progress: bool = True, stop: Callable[[], bool] = lambda: False,
         on_epoch: Callable[[dict], Any] | None = None) -> Run:
     """Trains a net on folders of pictures, and keeps the run in a folder. -> the Run, also when it was stopped early
 
-    data: a folder with train/CLASS/*.jpg and val/CLASS/*.jpg (or the two apart, as train and val), or CLASS/*.jpg, of which val_fraction (0.2) are
-    drawn for validation; without any, a small set of ten classes that is drawn on first use. net: a name of minialex.nets.NETS (default "half") or a Net of one's own. All other options are
-    those of `python -m minialex.train --help`, None for their default. out: the run folder (default: a new one in runs/). resume: a run
-    folder to go on with, with the same epochs bit for bit as if it had not stopped; epochs, device, threads and a data folder that has moved may be given with it.
+    data: a folder with train/CLASS/*.jpg and val/CLASS/*.jpg (or the two apart, as train and val), or CLASS/*.jpg, of which val_fraction
+    (0.2) are drawn for validation; without any, a small set of ten classes that is drawn on first use. net: a name of minialex.nets.NETS (default
+    "half") or a Net of one's own. All other options are those of `python -m minialex.train --help`, None for their default. out: the run folder (default: a new one in runs/). resume: a run
+    folder to go on with, with the same epochs bit for bit as if it had not stopped; epochs, early_stop, log, device, threads and a data folder that has
+    moved may be given with it.
 
     progress shows a bar, in a notebook or a terminal. stop() is asked after each step: once it is true the run is saved and
     returned. on_epoch(metrics) is called after each epoch was saved. An interrupt (KeyboardInterrupt) goes through; what was saved last,
@@ -39,8 +41,8 @@ def fit(data: PathLike | None = None, *, net: str | Net | None = None, train: Pa
         asked = {**dict.fromkeys(OPTIONS), "recipe": recipe, "epochs": epochs, "batch": batch, "size": size, "side": side, "fit": fit,
                  "augment": augment, "drop_last": drop_last, "optimizer": optimizer, "lr": lr, "schedule": schedule, "momentum": momentum,
                  "weight_decay": weight_decay, "form": form, "bias_lr": bias_lr, "bias_decay": bias_decay, "label_smoothing": label_smoothing,
-                 "init": init, "seed": seed, "device": device, "threads": threads, "workspace_mb": workspace_mb,
-                 "val_fraction": val_fraction}
+                 "init": init, "seed": seed, "device": device, "threads": threads, "workspace_mb": workspace_mb, "val_fraction": val_fraction,
+                 "class_weights": class_weights, "clip_norm": clip_norm, "early_stop": early_stop, "log": log}
         for name, path in ("data", data), ("train", train), ("val", val), ("out", out), ("resume", resume):
             if not isinstance(path, (str, os.PathLike, type(None))):
                 raise UserError(f"{name}: expected the path of a folder, got {type(path).__name__}")

@@ -1,13 +1,14 @@
 """A run under way: what was asked for is made ready, trained, and kept in the run's folder as it goes."""
 
 import contextlib
-import math
 import os
 import platform
 import shlex
 import time
 from dataclasses import asdict
 from importlib.metadata import version
+
+import numpy as np
 
 from .. import nets
 from ..data import duplicates
@@ -18,13 +19,13 @@ from ..data.loader import LEAST_AHEAD, Loader
 from ..data.packed import Packed
 from ..device import in_short, open_device
 from ..device.base import cores
-from ..errors import UserError
+from ..errors import UserError, shown
 from ..memory import free_memory
 from ..network import Network
 from ..optim import Schedule
 from ..progress import silent
 from ..version import __version__
-from . import checkpoint, page
+from . import board, checkpoint, page
 from .folder import net_of
 from .scores import Collector, validate
 from .settings import input_of, optimizer_of
@@ -45,10 +46,11 @@ class Session:
 
     options, config (of a run to resume, else None) and folder as `settle` gives them; own: a Net to train instead of options["net"].
     tell(topic, text) is called with what a user should know, topic "warning" or "skipped" with what is not as expected.
+    dry: nothing is kept, and the folder is not touched; for `try_step`.
     """
 
-    def __init__(self, options, config, folder, own=None, *, tell=lambda topic, text: None, bar=silent):
-        self.options, self.folder, self.tell, self.bar, self.unreported = options, folder, tell, bar, False
+    def __init__(self, options, config, folder, own=None, *, tell=lambda topic, text: None, bar=silent, dry=False):
+        self.options, self.folder, self.tell, self.bar, self.dry, self.unreported = options, folder, tell, bar, dry, False
         try:
             self.prepare(config, own)
         except BaseException:
@@ -63,7 +65,7 @@ class Session:
 
     def prepare(self, config, own):
         options, tell, self.fresh = self.options, self.tell, not config
-        if not self.folder.numbered and (self.folder.path / ".lock").exists():      # a second run is refused before it takes time and memory
+        if not self.folder.numbered and not self.dry and (self.folder.path / ".lock").exists():      # a second run is refused before it takes time and memory
             self.take_folder(config)
         for name in ("data", "train", "val"):      # a run can be resumed from anywhere
             options[name] = os.path.abspath(options[name]) if options[name] else None
@@ -87,13 +89,13 @@ class Session:
         if config:
             self.warn_of_differences(config)
         resumed = config and self.has_checkpoint()
-        network = self.network_of(net, not resumed, max(len(train), len(val)))
+        network = self.network_of(net, train, not resumed, max(len(train), len(val)))
         train, val = self.loaders(train, val)
         schedule = Schedule(options["schedule"], options["lr"], len(train), options["epochs"])
-        self.trainer = Trainer(network, train, val, schedule, epochs=options["epochs"], seed=options["seed"])
+        self.trainer = Trainer(network, train, val, schedule, epochs=options["epochs"], seed=options["seed"], early_stop=options["early_stop"], bar=self.bar)
         alike = config["data"].get("val", {}).get("near_duplicates") if config else self.duplicates(train.folder, val.folder)
         self.config["data"]["val"]["near_duplicates"] = alike
-        if not self.folder.lock:
+        if not self.folder.lock and not self.dry:
             self.take_folder(config)
         if resumed:
             self.load(config)
@@ -134,12 +136,15 @@ class Session:
             return asked
         return config["threads"] if config["threads"] <= cores() else None
 
-    def network_of(self, net, drawn, most):
+    def network_of(self, net, train, drawn, most):
         """The network to train; drawn: with its first weights; most: images of a batch at most, however large it is to be."""
-        options = self.options
+        options, weights = self.options, None
+        if options["class_weights"] == "balanced":
+            weights = balanced(np.asarray(train.labels), net.classes)
+            self.tell("weights", ", ".join(f"{weights[k]:.3g} of class {shown(train.classes[k])}" for k in dict.fromkeys((weights.argmin(), weights.argmax()))))
         network = Network(net, self.device, options["batch"], input=self.input, optimizer=optimizer_of(options), smoothing=options["label_smoothing"],
-                          init=options["init"] if drawn else None, seed=options["seed"], workspace_mb=options["workspace_mb"],
-                          most=most)
+                          class_weights=weights, clip_norm=options["clip_norm"], init=options["init"] if drawn else None, seed=options["seed"],
+                          workspace_mb=options["workspace_mb"], most=most)
         network.load_mean(self.mean)
         self.tell("net", f"{net.name}, {net.size}x{net.size}, {net.count():,} parameters, {net.macs() / 1e9:.3f} GMAC per image; "
                   f"a step of {network.batch} takes {network.layout.bytes() / 2**20:,.0f} MB")
@@ -226,7 +231,10 @@ class Session:
             raise UserError(f"{self.folder.last}: {error}") from None
         self.tell("resume", f"{self.folder} at epoch {trainer.state['epoch'] + 1}, step {trainer.state['step']}")
         self.warn_of_rate(config["options"]["epochs"])
-        if trainer.finished:
+        if trainer.stopped_early:
+            self.tell("warning", f"{self.folder} has stopped early, as its validation top-1 has not risen for {trainer.early_stop} epochs, and nothing is left "
+                      "to train: give a larger --early-stop, or 0 for none")
+        elif trainer.finished:
             self.tell("warning", f"{self.folder} has its {trainer.epochs} epochs already, and nothing is left to train: give more --epochs")
 
     def warn_of_rate(self, epochs):
@@ -243,6 +251,8 @@ class Session:
         if self.fresh:
             with contextlib.suppress(OSError):
                 self.folder.best.unlink()      # of a run that was killed before it saved its last
+            with contextlib.suppress(OSError):
+                (self.folder.path / board.NAME).unlink()
             if self.mean is not None:
                 self.folder.save_mean(self.mean)
             self.folder.save_duplicates(self.alike)
@@ -252,6 +262,7 @@ class Session:
             self.trainer.collector = Collector(self.trainer.network, self.trainer.val.folder)
             validate(self.trainer.network, self.trainer.val, each=self.trainer.collector)
             self.report()
+        self.log()
 
     # The run
 
@@ -287,6 +298,27 @@ class Session:
             checkpoint.save(self.folder.best, self.trainer.network, {"epoch": state["epoch"], "val_top1": state["best"]}, optimizer=False)
         self.save()
         self.report()
+        self.log()
+
+    def log(self):
+        """Writes what was asked for besides; training goes on where that fails."""
+        if self.options["log"] == "tensorboard":
+            try:
+                board.write(self.folder.path, self.trainer.metrics)
+            except OSError as error:
+                self.tell("warning", f"{self.folder.path / board.NAME} cannot be written ({error.strerror}): the run goes on without")
+
+    def try_step(self):
+        """One training step, of which nothing is kept. -> {"images", "loss", "seconds"}"""
+        trainer = self.trainer
+        with contextlib.closing(trainer.train.epoch(0)) as batches:
+            batch = next((batch for batch in batches if len(batch)), None)
+        if batch is None:
+            raise UserError(f"no training image could be read from {trainer.train.folder.root}")
+        began = time.perf_counter()
+        trainer.step(batch)
+        trainer.read()
+        return {"images": len(batch), "loss": trainer.so_far()["loss"], "seconds": time.perf_counter() - began}
 
     def report(self):
         """Writes the report of the epochs so far, and then metrics.jsonl. A report that fails is told of once, and training goes on."""
@@ -306,11 +338,23 @@ class Session:
 
     def remarks(self):
         """Sentences on the epoch that was just kept: what a user should know at once."""
-        metrics, classes = self.trainer.metrics[-1], len(self.config["classes"])
+        trainer, metrics = self.trainer, self.trainer.metrics
         unread = len(self.trainer.train.unreadable), len(self.trainer.val.unreadable)
-        if any(unread) and metrics["epoch"] == 1:
+        if any(unread) and len(metrics) == 1:
             yield "skipped", f"left out {unread[0]} unreadable training images and {unread[1]} validation images"
-        if page.at_chance(metrics, classes):
-            yield "warning", (f"the loss stays at ln({classes}) = {math.log(classes):.3f} or above, that of guessing: nothing is learnt so far. "
-                              + ("Try --init he: the published initialisation needs much data and time" if self.options["init"] == "published" else
-                                 "Try a larger --lr, more epochs of warm-up, or fewer classes; and see that the images are in the right folders"))
+        unlearnt = page.unlearnt(self.config, metrics)
+        if unlearnt and not any(page.unlearnt(self.config, metrics[:i]) for i in range(1, len(metrics))):      # once in a run, resumed or not
+            yield "warning", unlearnt[0].lower() + unlearnt[1:].removesuffix(".")
+        if trainer.stopped_early and len(metrics) < trainer.epochs:
+            best = max(metrics, key=lambda m: m["val_top1"])
+            yield "stop", (f"validation top-1 has not risen for {trainer.early_stop} epochs, since {best['val_top1']:.1%} of epoch {best['epoch']}: the run ends "
+                           f"after {len(metrics)} of {trainer.epochs}")
+
+
+def balanced(labels, classes):
+    """Weights of classes: n / (C n_c), where n_c of the n images are of class c and C classes have any; 1 of a class without images.
+
+    So that the weights of all images have a mean of 1, as scikit-learn's "balanced" have.
+    """
+    counts = np.bincount(labels, minlength=classes)
+    return np.where(counts, counts.sum() / (np.count_nonzero(counts) * np.maximum(counts, 1)), 1.0)

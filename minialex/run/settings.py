@@ -10,21 +10,25 @@ from pathlib import Path
 from ..data.augment import Input
 from ..errors import UserError
 from ..optim import SGD, Adam, Schedule
+from . import board
 from .folder import RunFolder
 from .recipes import RECIPES
 
+# Options that came later, and what a run has that was begun before there were these: nothing of the kind.
+NEUTRAL = {"val_fraction": None, "clip_norm": None, "class_weights": "none", "early_stop": 0, "log": "none"}
 DEFAULTS = {"net": "half", "epochs": 30, "batch": 64, "lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4, "schedule": "cosine,warmup:1",
             "seed": 0, "init": "he", "form": "2012", "workspace_mb": None, "size": None, "side": None, "fit": None, "augment": "",
-            "optimizer": "sgd", "bias_lr": 1.0, "bias_decay": 0.0, "label_smoothing": 0.0, "drop_last": False,
-            "val_fraction": None}
+            "optimizer": "sgd", "bias_lr": 1.0, "bias_decay": 0.0, "label_smoothing": 0.0, "drop_last": False, **NEUTRAL}
 # All that can be asked for.
 OPTIONS = "data", "train", "val", "device", "threads", "recipe", *DEFAULTS
-INTEGERS = "epochs", "batch", "size", "side", "threads", "seed"
-NUMBERS = "lr", "momentum", "weight_decay", "bias_lr", "bias_decay", "label_smoothing", "workspace_mb", "val_fraction"
+INTEGERS = "epochs", "batch", "size", "side", "threads", "seed", "early_stop"
+NUMBERS = "lr", "momentum", "weight_decay", "bias_lr", "bias_decay", "label_smoothing", "workspace_mb", "val_fraction", "clip_norm"
 SGD_ONLY = "momentum", "weight_decay", "form", "bias_lr", "bias_decay"
 SHAPES_DEFAULTS = {"epochs": 8, "batch": 32, "size": 98}       # reaches 97 % on the built-in set in a minute on two cores
-CHOICES = {"fit": ("crop", "squash"), "optimizer": ("sgd", "adam"), "form": ("2012", "torch"), "init": ("he", "published", "2012-code")}
-RESUMED = "epochs", "device", "threads", "data", "train", "val"       # what may be asked for anew when a run is resumed
+CHOICES = {"fit": ("crop", "squash"), "optimizer": ("sgd", "adam"), "form": ("2012", "torch"), "init": ("he", "published", "2012-code"),
+           "class_weights": ("none", "balanced"), "log": ("none", "tensorboard")}
+ANEW = "epochs", "early_stop", "log", "device", "threads"
+RESUMED = *ANEW, "data", "train", "val"       # what may be asked for anew when a run is resumed
 
 
 def settle(given, out=None, resume=None):
@@ -84,11 +88,11 @@ def resumed(given, folder):
         if value is not None and name not in RESUMED:
             raise UserError(f"--{name.replace('_', '-')} cannot be given with --resume, which takes it from the run's config.json")
     config = folder.config()
-    config["options"].setdefault("val_fraction", None)      # a run from before it was drawn
+    config["options"] |= {name: value for name, value in NEUTRAL.items() if name not in config["options"]}
     missing = [name for name in given if name not in config["options"]]
     if missing:
         raise UserError(f"{folder.path / 'config.json'} lacks the option {missing[0]}: it is of another version of minialex, which can still continue the run")
-    options = {**config["options"], **{name: given[name] for name in ("epochs", "device", "threads") if given[name] is not None}}
+    options = {**config["options"], **{name: given[name] for name in ANEW if given[name] is not None}}
     if any(given[name] for name in ("data", "train", "val")):      # it has moved
         options |= {name: given[name] for name in ("data", "train", "val")}
     check_ranges(options)
@@ -98,10 +102,10 @@ def resumed(given, folder):
 def check_ranges(options):
     for name, known in CHOICES.items():
         if options[name] is not None and options[name] not in known:
-            raise UserError(f"--{name} {options[name]}: choose one of {', '.join(known)}")
-    for name, least in (("epochs", 1), ("batch", 1), ("size", 1), ("side", 1), ("threads", 1), ("seed", 0)):
+            raise UserError(f"--{name.replace('_', '-')} {options[name]}: choose one of {', '.join(known)}")
+    for name, least in (("epochs", 1), ("batch", 1), ("size", 1), ("side", 1), ("threads", 1), ("seed", 0), ("early_stop", 0)):
         if options[name] is not None and options[name] < least:
-            raise UserError(f"--{name} {options[name]}: expected at least {least}")
+            raise UserError(f"--{name.replace('_', '-')} {options[name]}: expected at least {least}")
     for name in ("lr", "momentum", "weight_decay", "bias_lr", "bias_decay", "label_smoothing"):
         below_1 = name in ("momentum", "label_smoothing")
         if options[name] is not None and not 0 <= options[name] < (1 if below_1 else math.inf):
@@ -110,6 +114,10 @@ def check_ranges(options):
         raise UserError(f"--val-fraction {options['val_fraction']}: expected more than 0 and less than 1, as 0.2 is")
     if options["workspace_mb"] is not None and not 0 < options["workspace_mb"] < math.inf:
         raise UserError(f"--workspace-mb {options['workspace_mb']}: expected megabytes, more than 0")
+    if options["clip_norm"] is not None and not 0 < options["clip_norm"] < math.inf:
+        raise UserError(f"--clip-norm {options['clip_norm']}: expected a number above 0, the largest norm of all gradients together")
+    if options["log"] == "tensorboard":
+        board.require()
     if options["seed"] >= 1 << 64:
         raise UserError(f"--seed {options['seed']}: expected less than 2**64")
     Schedule(options["schedule"], options["lr"], 1, options["epochs"])

@@ -11,6 +11,7 @@ import numpy as np
 from ..data.loader import Batch, Loader
 from ..errors import UserError
 from ..network import Network
+from ..progress import Bar, silent
 from .scores import Collector, validate
 
 READ_EVERY = 0.5        # seconds between readings of the loss, for which a GPU must finish what is queued
@@ -25,12 +26,14 @@ class Trainer:
 
     network: a Network laid out for training. train, val: Loaders. schedule: a function of (step, metrics) such as Schedule.
     `state` is all that a checkpoint needs besides the network's arrays; `metrics` are a dict for each epoch that is done. After an
-    epoch `collector` has what a report shows of its validation.
+    epoch `collector` has what a report shows of its validation. early_stop: so many epochs without a higher validation top-1 are the
+    end, 0 for no such end; bar: of a validation.
     """
 
     def __init__(self, network: Network, train: Loader, val: Loader, schedule: Callable[[int, list[dict]], float], *, epochs: int,
-                 seed: int = 0) -> None:
+                 seed: int = 0, early_stop: int = 0, bar: Bar = silent) -> None:
         self.network, self.train, self.val, self.schedule, self.epochs, self.seed = network, train, val, schedule, epochs, seed
+        self.early_stop, self.bar = early_stop, bar
         # sums: of losses, top-1 hits and images of the epoch so far
         self.state: dict[str, Any] = {"epoch": 0, "batch": 0, "step": 0, "sums": [0.0, 0, 0], "seconds": 0.0, "metrics": [], "best": -1.0}
         self.unread = 0         # images that the sums do not have yet
@@ -46,7 +49,14 @@ class Trainer:
 
     @property
     def finished(self) -> bool:
-        return self.state["epoch"] >= self.epochs
+        return self.state["epoch"] >= self.epochs or self.stopped_early
+
+    @property
+    def stopped_early(self) -> bool:
+        """Whether validation top-1 has not risen for `early_stop` epochs: by the metrics alone, so that a resumed run sees the same."""
+        if not self.early_stop or not self.metrics:
+            return False
+        return self.metrics[-1]["epoch"] - max(self.metrics, key=lambda m: m["val_top1"])["epoch"] >= self.early_stop
 
     def go_on(self, state: dict) -> None:
         """Takes the state of a checkpoint whose arrays the network has."""
@@ -82,7 +92,7 @@ class Trainer:
             layers = self.layers()
             yield "validate"
             self.collector = Collector(self.network, self.val.folder)
-            scores = validate(self.network, self.val, stop, self.collector)
+            scores = validate(self.network, self.val, stop, self.collector, self.bar)
             if scores is None:
                 return
             self.end_epoch(scores, layers)

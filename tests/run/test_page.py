@@ -343,7 +343,7 @@ def test_a_report_of_an_older_run_leaves_sections_out(tmp_path, no_plots):
 def test_names_and_paths_are_escaped(tmp_path, no_plots):
     evil = ["<script>alert(1)</script>", "a&amp;b", "\"'><img src=http://x/y>", "new\nline\udcff"]
     m = epoch(1, slowest=[["<b>conv</b>", 0.1]], layers={"<i>conv</i>": {"mean": 1.0, "zero": 0.99}})
-    settings = config(evil, data="/data/<h2>&\udcff", schedule="<u>") | {"net": "<s>"}
+    settings = config(evil, data="/data/<h2>&\udcff", init="<u>") | {"net": "<s>"}
     page.write(tmp_path, settings, [m], **everything(4))
     shown = page_of(tmp_path)
     assert not {"script", "i", "u", "s"} & shown.tags and len(shown.headings) == 11
@@ -390,6 +390,42 @@ def test_each_finding_is_one_sentence_with_what_to_try(metrics, words):
     found = page.findings(config(), metrics)
     assert len(found) == 1 and all(word in found[0] for word in words), found
     assert found[0].count(": try ") == 1 and found[0].endswith(".") and not re.search(r"\. [A-Z]", found[0])
+
+
+GUESS = {"train_loss": 2.31, "val_loss": 2.30, "train_top1": 0.1, "val_top1": 0.11}
+BLOWN = GUESS | {"train_loss": 2.4, "val_loss": 9.0}
+
+
+@pytest.mark.parametrize("options, metrics, said, unsaid", [
+    ({}, [GUESS], ["2.310 in training and 2.300 in validation", "not below 0.98 ln(10) = 2.257", "ln(10) = 2.303", "11.0 %", "nothing is learnt", "larger --lr"], "smaller"),
+    ({}, [BLOWN], ["9.000 in validation", "far above ln(10) = 2.303", "nothing is learnt", "smaller --lr or a longer warm-up"], "larger"),
+    ({"init": "published"}, [GUESS], ["nothing is learnt", "--init he"], "--lr"),
+    ({}, [{}, GUESS], ["what was learnt before is lost", "smaller --lr"], "larger"),
+    ({}, [GUESS | {"train_loss": 2.258, "val_loss": 2.258}], ["2.258 in training", "2.257"], "smaller"),      # what the text says is what is tested
+    ({}, [GUESS | {"train_loss": 2.256}], None, ""),
+    ({}, [GUESS | {"val_top1": 0.16}], None, ""),
+    ({"schedule": "cosine,warmup:2"}, [GUESS, GUESS], None, ""),
+    ({"schedule": "cosine,warmup:2"}, [GUESS] * 3, ["After epoch 3"], "smaller"),
+    ({"schedule": "cosine,warmup:1.5"}, [GUESS, GUESS], None, ""),
+])
+def test_what_is_said_of_a_run_that_only_guesses_is_what_is_tested(options, metrics, said, unsaid):
+    metrics = [epoch(i + 1, **m) for i, m in enumerate(metrics)]
+    told, found = page.unlearnt(config(**options), metrics), page.findings(config(**options), metrics)
+    assert (told is None) == (said is None) and found == [told] * (said is not None)
+    assert all(word in told for word in said or ()) and not (unsaid and unsaid in told)
+
+
+def test_findings_never_contradict_each_other():
+    two = config(["cat", "dog"])
+    by_heart = epoch(3, train_loss=0.9, val_loss=0.9, train_top1=0.59, val_top1=0.4)
+    assert "nothing is learnt" in page.findings(two, [by_heart])[0] and len(page.findings(two, [by_heart])) == 1
+    assert page.unlearnt(two, [epoch(1, train_loss=0.9, val_loss=0.9, train_top1=0.74, val_top1=0.5)]) is None      # of two classes that is much
+    assert len(page.findings(config(), [epoch(1, **GUESS), epoch(2, **GUESS), epoch(3, **BLOWN)])) == 1      # neither "fewer epochs"
+    for m in epoch(1, **BLOWN, layer={"ratio": 1e-9}), epoch(1, **GUESS, layer={"dead": 0.9, "ratio": 1e-9}), epoch(1, **GUESS, layer={"ratio": 0.5}):
+        found = " ".join(page.findings(config(), [m]))
+        assert "smaller --lr" in found and "larger --lr" not in found
+    found = " ".join(page.findings(config(), [epoch(1, **GUESS, layer={"ratio": 1e-9})]))
+    assert found.count("larger --lr") == 2 and "smaller" not in found
 
 
 def test_a_healthy_run_has_no_findings(tmp_path, no_plots):
