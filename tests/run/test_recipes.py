@@ -14,12 +14,12 @@ from minialex.optim import SGD, Adam, Schedule
 from minialex.run import settings
 from minialex.run.folder import RunFolder
 from minialex.run.recipes import RECIPES
-from minialex.run.settings import DEFAULTS, optimizer_of, settle
+from minialex.run.settings import DEFAULTS, OPTIONS, optimizer_of, settle
 
 
 def settled(*arguments):
     given = train.parse(["--data", "somewhere", *arguments])
-    return settle(given, given.pop("out"), given.pop("resume"))[0]
+    return settle({name: given[name] for name in OPTIONS}, given["out"], given["resume"])[0]
 
 
 def input_of(options):
