@@ -32,7 +32,7 @@ def find_compiler():
     if importlib.util.find_spec("ziglang"):
         # Kernels need no C++ library; without this zig would first build one, for most of a minute.
         return [sys.executable, "-m", "ziglang", "c++", "-nostdlib++"]
-    raise UserError("no C++ compiler found (looked for $CXX, c++, g++, clang++): install one, or `pip install minialex[compiler]`; "
+    raise UserError("no C++ compiler found (looked for $CXX, c++, g++, clang++): install one, or `pip install 'minialex[compiler]'`; "
                     "--device numpy works without, slowly")
 
 
