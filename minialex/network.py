@@ -9,7 +9,7 @@ from .data.augment import Input
 from .device import Array, Device, open_device
 from .errors import UserError
 from .layout import Layout
-from .memory import free_memory
+from .limits import free_memory
 from .nets import Net
 from .ops.augment import FILLS, augment, check_views
 from .ops.conv import BLOCK, add_parts

@@ -5,7 +5,7 @@ import pytest
 from runs import arguments, assert_same_run, refused
 
 from minialex import nets, network, train
-from minialex.memory import free_memory
+from minialex.limits import free_memory
 from minialex.network import Network
 from minialex.run import session
 

@@ -6,11 +6,11 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path, PurePath
 from typing import Any, TypeAlias
 
 import numpy as np
 
+from ..limits import cpu_quota
 from .kernel import Kernel
 
 Array: TypeAlias = Any      # of a device: numpy's on cpu and numpy, CuPy's on cuda, which may not be installed
@@ -157,35 +157,6 @@ def cores() -> int:
     asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()      # "4,2": of nested loops
     counts += [int(asked)] if asked.isdecimal() and int(asked) else []
     return math.ceil(min(counts))
-
-
-def cpu_quota(own: str = "/proc/self/cgroup", groups: str = "/sys/fs/cgroup") -> float | None:
-    """The processors' worth of time that the control groups of this process, and those around them, may have; None: no limit.
-
-    `own` names the groups, where a container may see other paths than its `groups` has: those that are not there do not count.
-    """
-    quotas = []
-    for line in read(own).splitlines():
-        _, controllers, path = [*line.split(":", 2), "", ""][:3]
-        if controllers and "cpu" not in controllers.split(","):
-            continue
-        group = PurePath(os.path.normpath("/" + path.lstrip("/"))).relative_to("/")
-        for around in (group, *group.parents):
-            if controllers:      # version 1
-                folders = [Path(groups, name, around) for name in (controllers, "cpu")]
-                limits = [[read(folder / f"cpu.cfs_{what}_us").strip() for what in ("quota", "period")] for folder in folders]
-            else:
-                limits = [[*read(Path(groups, around, "cpu.max")).split(), "", ""][:2]]
-            quotas += [int(quota) / int(period) for quota, period in limits if quota.isdecimal() and period.isdecimal() and int(period)]
-    return min(filter(None, quotas), default=None)
-
-
-def read(path: str | Path) -> str:
-    """A small text file, "" where there is none that can be read."""
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except (OSError, ValueError):
-        return ""
 
 
 def check_product(a: Array, b: Array, c: Array, transpose_a: bool, transpose_b: bool) -> tuple[int, int, int]:

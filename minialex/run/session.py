@@ -20,7 +20,7 @@ from ..data.packed import Packed
 from ..device import in_short, open_device
 from ..device.base import cores
 from ..errors import UserError, shown
-from ..memory import free_memory
+from ..limits import free_memory
 from ..network import Network
 from ..optim import Schedule
 from ..progress import silent
