@@ -25,7 +25,7 @@ from ..network import Network
 from ..optim import Schedule
 from ..progress import silent
 from ..version import __version__
-from . import board, checkpoint, page
+from . import advice, board, checkpoint, page
 from .folder import net_of
 from .scores import Collector, validate
 from .settings import input_of, optimizer_of
@@ -342,8 +342,8 @@ class Session:
         unread = len(self.trainer.train.unreadable), len(self.trainer.val.unreadable)
         if any(unread) and len(metrics) == 1:
             yield "skipped", f"left out {unread[0]} unreadable training images and {unread[1]} validation images"
-        unlearnt = page.unlearnt(self.config, metrics)
-        if unlearnt and not any(page.unlearnt(self.config, metrics[:i]) for i in range(1, len(metrics))):      # once in a run, resumed or not
+        unlearnt = advice.unlearnt(self.config, metrics)
+        if unlearnt and not any(advice.unlearnt(self.config, metrics[:i]) for i in range(1, len(metrics))):      # once in a run, resumed or not
             yield "warning", unlearnt[0].lower() + unlearnt[1:].removesuffix(".")
         if trainer.stopped_early and len(metrics) < trainer.epochs:
             best = max(metrics, key=lambda m: m["val_top1"])

@@ -19,7 +19,7 @@ import minialex
 import minialex.run.session
 import minialex.run.settings
 from minialex import evaluate, predict, train
-from minialex.run import page
+from minialex.run import advice
 from minialex.run.folder import RunFolder
 
 SMALL = {"size": 72, "batch": 8, "epochs": 2, "lr": 0.002, "device": "cpu", "progress": False}      # as runs.arguments
@@ -288,7 +288,7 @@ def test_a_run_for_its_folder_and_one_that_is_finished(pictures, finished, tmp_p
 
 def test_accuracy_above_chance_is_no_failure_whatever_the_loss():
     bad = {"train_loss": 1.5, "val_loss": 1.6, "train_top1": 0.35, "val_top1": 0.33}
-    assert page.at_chance(bad, 3) and not page.at_chance(bad | {"train_top1": 0.8}, 3) and not page.at_chance(bad | {"val_loss": 0.9}, 3)
+    assert advice.at_chance(bad, 3) and not advice.at_chance(bad | {"train_top1": 0.8}, 3) and not advice.at_chance(bad | {"val_loss": 0.9}, 3)
 
 
 def test_reprs(pictures):

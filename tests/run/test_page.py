@@ -23,7 +23,7 @@ from minialex import report, train
 from minialex.data.augment import Input
 from minialex.data.loader import Batch
 from minialex.errors import UserError
-from minialex.run import page, pictures
+from minialex.run import advice, page, pictures
 from minialex.run.folder import RunFolder
 from minialex.run.scores import Collector
 from minialex.run.settings import OPTIONS, command_of, settle
@@ -387,7 +387,7 @@ def test_most_confused_pairs():
     ([epoch(1, seconds={"data": 0.05, "forward": 0.02, "backward": 0.02, "update": 0.01})], ["50.0 %", "waits", "--threads"]),
 ])
 def test_each_finding_is_one_sentence_with_what_to_try(metrics, words):
-    found = page.findings(config(), metrics)
+    found = advice.findings(config(), metrics)
     assert len(found) == 1 and all(word in found[0] for word in words), found
     assert found[0].count(": try ") == 1 and found[0].endswith(".") and not re.search(r"\. [A-Z]", found[0])
 
@@ -410,7 +410,7 @@ BLOWN = GUESS | {"train_loss": 2.4, "val_loss": 9.0}
 ])
 def test_what_is_said_of_a_run_that_only_guesses_is_what_is_tested(options, metrics, said, unsaid):
     metrics = [epoch(i + 1, **m) for i, m in enumerate(metrics)]
-    told, found = page.unlearnt(config(**options), metrics), page.findings(config(**options), metrics)
+    told, found = advice.unlearnt(config(**options), metrics), advice.findings(config(**options), metrics)
     assert (told is None) == (said is None) and found == [told] * (said is not None)
     assert all(word in told for word in said or ()) and not (unsaid and unsaid in told)
 
@@ -418,28 +418,28 @@ def test_what_is_said_of_a_run_that_only_guesses_is_what_is_tested(options, metr
 def test_findings_never_contradict_each_other():
     two = config(["cat", "dog"])
     by_heart = epoch(3, train_loss=0.9, val_loss=0.9, train_top1=0.59, val_top1=0.4)
-    assert "nothing is learnt" in page.findings(two, [by_heart])[0] and len(page.findings(two, [by_heart])) == 1
-    assert page.unlearnt(two, [epoch(1, train_loss=0.9, val_loss=0.9, train_top1=0.74, val_top1=0.5)]) is None      # of two classes that is much
-    assert len(page.findings(config(), [epoch(1, **GUESS), epoch(2, **GUESS), epoch(3, **BLOWN)])) == 1      # neither "fewer epochs"
+    assert "nothing is learnt" in advice.findings(two, [by_heart])[0] and len(advice.findings(two, [by_heart])) == 1
+    assert advice.unlearnt(two, [epoch(1, train_loss=0.9, val_loss=0.9, train_top1=0.74, val_top1=0.5)]) is None      # of two classes that is much
+    assert len(advice.findings(config(), [epoch(1, **GUESS), epoch(2, **GUESS), epoch(3, **BLOWN)])) == 1      # neither "fewer epochs"
     for m in epoch(1, **BLOWN, layer={"ratio": 1e-9}), epoch(1, **GUESS, layer={"dead": 0.9, "ratio": 1e-9}), epoch(1, **GUESS, layer={"ratio": 0.5}):
-        found = " ".join(page.findings(config(), [m]))
+        found = " ".join(advice.findings(config(), [m]))
         assert "smaller --lr" in found and "larger --lr" not in found
-    found = " ".join(page.findings(config(), [epoch(1, **GUESS, layer={"ratio": 1e-9})]))
+    found = " ".join(advice.findings(config(), [epoch(1, **GUESS, layer={"ratio": 1e-9})]))
     assert found.count("larger --lr") == 2 and "smaller" not in found
 
 
 def test_a_healthy_run_has_no_findings(tmp_path, no_plots):
-    assert page.findings(config(), [epoch(1), epoch(2), epoch(3)]) == []
-    assert page.findings(config(), [epoch(1), epoch(2, layer={"ratio": 1e-9}, lr=1e-6)]) == []      # the schedule's end
-    assert page.findings(config(), [epoch(1, old=True)]) == []
-    assert page.findings(config(), [epoch(1, train_loss=2.31, val_loss=2.30)]) == []      # confident mistakes, and far more hits than by guessing
+    assert advice.findings(config(), [epoch(1), epoch(2), epoch(3)]) == []
+    assert advice.findings(config(), [epoch(1), epoch(2, layer={"ratio": 1e-9}, lr=1e-6)]) == []      # the schedule's end
+    assert advice.findings(config(), [epoch(1, old=True)]) == []
+    assert advice.findings(config(), [epoch(1, train_loss=2.31, val_loss=2.30)]) == []      # confident mistakes, and far more hits than by guessing
     m = epoch(1)
     m["layers"]["fc8"]["dead"] = 0.3      # usual in a dense layer, too many in a convolution
-    assert page.findings(config(), [m]) == [] and len(page.findings(config(), [epoch(1, layer={"dead": 0.3})])) == 1
+    assert advice.findings(config(), [m]) == [] and len(advice.findings(config(), [epoch(1, layer={"dead": 0.3})])) == 1
     for metrics, found in ([epoch(1)], False), ([epoch(1, layer={"zero": 0.99, "ratio": 0.5})], True):
         page.write(tmp_path, config(), metrics)
         text = page_of(tmp_path).text
-        assert any("Nothing stands out." in part for part in text) != found and all(f in text for f in page.findings(config(), metrics))
+        assert any("Nothing stands out." in part for part in text) != found and all(f in text for f in advice.findings(config(), metrics))
 
 
 class Guesses:
