@@ -3,7 +3,6 @@
 import contextlib
 import os
 import platform
-import shlex
 import time
 from dataclasses import asdict
 from importlib.metadata import version
@@ -19,7 +18,7 @@ from ..data.loader import LEAST_AHEAD, Loader
 from ..data.packed import Packed
 from ..device import in_short, open_device
 from ..device.base import cores
-from ..errors import UserError, shown
+from ..errors import UserError, shown, typed
 from ..limits import free_memory
 from ..network import Network
 from ..optim import Schedule
@@ -332,7 +331,7 @@ class Session:
             if not self.unreported:
                 why = error if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
                 self.tell("warning", f"the report could not be written ({why}), and training goes on without; later, "
-                          f"python -m minialex.report {shlex.quote(str(self.folder))} writes it")
+                          f"python -m minialex.report {typed(self.folder.given)} writes it")
             self.unreported = True
         self.folder.save_metrics(trainer.metrics)
 
