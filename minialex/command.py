@@ -72,7 +72,11 @@ def hush(stream):
 
 
 class Parser(argparse.ArgumentParser):
-    """Refuses what is given and yet says nothing: an empty text, counts below 1, numbers that are none."""
+    """Refuses what is given and yet says nothing: an empty text, counts below 1, numbers that are none. zero: the counts that may be 0."""
+
+    def __init__(self, *args, zero=(), **more):
+        super().__init__(*args, **more)
+        self.zero = zero
 
     def parse_known_args(self, args=None, namespace=None):
         found, rest = super().parse_known_args(args, namespace)
@@ -82,7 +86,7 @@ class Parser(argparse.ArgumentParser):
             for value in [] if action.nargs == argparse.REMAINDER else given if isinstance(given, list) else [given]:
                 if value == "":
                     raise UserError(f"{name} is empty: give it a value" + ", or leave it out" * bool(action.option_strings))
-                least = 0 if action.dest in ("seed", "early_stop") else 1
+                least = 0 if action.dest in self.zero else 1
                 if action.type is int and value is not None and value < least:
                     raise UserError(f"{name} {value}: expected at least {least}")
                 if action.type is float and value is not None and not math.isfinite(value):

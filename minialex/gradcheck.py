@@ -210,7 +210,7 @@ def main(arguments=None):
     from .command import add_device, parser_of, say
     from .device import open_device
     from .errors import UserError
-    parser = parser_of("gradcheck", "Check each op against its formula.")
+    parser = parser_of("gradcheck", "Check each op against its formula.", zero=("seed",))
     parser.add_argument("op", nargs="*", help=f"of {', '.join(sorted({c[0] for c in CASES}))} (default: all)")
     parser.add_argument("--seed", type=int, default=0)
     add_device(parser)

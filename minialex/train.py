@@ -21,7 +21,8 @@ from .run.settings import CHOICES, DEFAULTS, SHAPES_DEFAULTS, settle
 
 def parse(arguments):
     """{option: value, or None where it is not given}, with "out" and "resume"."""
-    parser = parser_of("train", "Train an AlexNet on folders of images; without arguments, on a small set of ten classes that it makes itself.")
+    parser = parser_of("train", "Train an AlexNet on folders of images; without arguments, on a small set of ten classes that it makes itself.",
+                       zero=("early_stop", "seed"))
     data = parser.add_argument_group("data")
     data.add_argument("--data", metavar="DIR", help="folder with train/ and val/, each with one folder of images per class; or with one folder of images per "
                       "class, from which the validation set is drawn")
