@@ -3,11 +3,13 @@
 import json
 import os
 import shutil
+import signal
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from minialex import train
 from minialex.command import run_command
 from minialex.run import checkpoint
 from minialex.run.folder import RunFolder
@@ -33,6 +35,19 @@ def draw_classes(root, random, train, val, colours=COLOURS, noise=40, width=100,
 def arguments(pictures, out, *more):
     return ["--data", str(pictures), "--out", str(out), "--size", "72", "--batch", "8", "--epochs", "2", "--lr", "0.002",
             "--device", "cpu", *more]
+
+
+def stopped(given, at):
+    """Begins or resumes a run, and stops it after that step, saved."""
+    begun = train.begin(given)
+    step = begun.trainer.step
+
+    def counted(batch):
+        step(batch)
+        if begun.trainer.state["step"] == at:
+            os.kill(os.getpid(), signal.SIGTERM)
+    begun.trainer.step = counted
+    assert train.train(begun) == 128 + signal.SIGTERM
 
 
 def load(path):

@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 from PIL import Image
-from runs import arguments, copy_of, load, same_bits, timeless
+from runs import arguments, copy_of, load, same_bits, stopped, timeless
 
 from minialex import describe, evaluate, predict, train
 from minialex.errors import UserError
@@ -53,15 +53,7 @@ def test_first_lines_say_where_and_on_what(pictures, tmp_path, capsys):
 def test_resuming_in_the_middle_of_an_epoch_changes_no_bit(pictures, finished, tmp_path, plain_report):
     out = tmp_path / "interrupted"
     for stop_at in (2, 7):      # in the first epoch, and in the second
-        begun = train.begin(arguments(pictures, out) if stop_at == 2 else ["--resume", str(out)])
-        step = begun.trainer.step
-
-        def counted(batch):
-            step(batch)
-            if begun.trainer.state["step"] == stop_at:
-                os.kill(os.getpid(), signal.SIGTERM)
-        begun.trainer.step = counted
-        assert train.train(begun) == 128 + signal.SIGTERM
+        stopped(arguments(pictures, out) if stop_at == 2 else ["--resume", str(out)], stop_at)
         assert load(out / "last.safetensors")[2]["step"] == stop_at
     assert train.main(["--resume", str(out)]) == 0
     ours, theirs = load(out / "last.safetensors"), load(finished / "last.safetensors")

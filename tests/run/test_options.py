@@ -1,13 +1,11 @@
 """What a run may be asked for besides: an early end, a clipped norm, weights of classes, TensorBoard's file, a dry run, the list of recipes."""
 
 import json
-import os
-import signal
 import sys
 
 import numpy as np
 import pytest
-from runs import arguments, assert_same_run, copy_of, left_behind, load, refused, same_bits
+from runs import arguments, assert_same_run, copy_of, left_behind, load, refused, same_bits, stopped
 
 import minialex
 from minialex import train
@@ -24,19 +22,6 @@ from minialex.run.session import balanced
 from minialex.run.settings import NEUTRAL
 
 STILL = "--lr", "0", "--schedule", "constant", "--init", "published", "--epochs", "9"      # nothing is learnt
-
-
-def stopped(given, at):
-    """Begins or resumes a run, and stops it after that step, saved."""
-    begun = train.begin(given)
-    step = begun.trainer.step
-
-    def counted(batch):
-        step(batch)
-        if begun.trainer.state["step"] == at:
-            os.kill(os.getpid(), signal.SIGTERM)
-    begun.trainer.step = counted
-    assert train.train(begun) == 128 + signal.SIGTERM
 
 
 def test_early_stop_ends_the_run_which_can_go_on_when_told(pictures, tmp_path, capsys, plain_report):
