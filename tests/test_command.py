@@ -53,9 +53,10 @@ def test_a_command_below_the_script(capsys):
 @pytest.mark.parametrize("arguments, to, code, words", [
     ("describe half", ">&-", 2, "error: standard output is closed"), ("describe half", "2>&-", 0, ""), ("describe half", "> /dev/full", 2, "error: standard output cannot be"),
     ("describe --help", "> /dev/full", 2, "error: standard output cannot be"), ("describe nonsense", "2> /dev/full", 2, ""),
-    ("describe --nonsense", "2> /dev/full", 2, ""), ("describe half", "| head -1 > /dev/null; exit ${PIPESTATUS[0]}", 141, "")])
+    ("describe --nonsense", "2> /dev/full", 2, ""), ("describe half", ">&3", 141, "")])
 def test_streams_that_take_nothing(arguments, to, code, words):
-    done = subprocess.run(["bash", "-c", f"{sys.executable} -m minialex.{arguments} {to}"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    """3 is a pipe whose reader has gone: one that is still to go might miss all that a command has to say."""
+    done = subprocess.run(["bash", "-c", f"exec 3> >(true); wait $!; {sys.executable} -m minialex.{arguments} {to}"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     assert done.returncode == code and done.stderr.startswith(words) and done.stderr.count("\n") == bool(words), done.stderr
 
 
