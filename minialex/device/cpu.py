@@ -122,12 +122,12 @@ class CPU(Device):
         m, n, k = check_product(a, b, c, transpose_a, transpose_b)
         if c.dtype != np.float32:
             raise TypeError(f"gemm: expected float32, got {c.dtype}")
-        for one_a, one_b, one_c in zip(a, b, c) if c.ndim == 3 else [(a, b, c)]:
-            pitch = [max(array.strides[0] // 4, array.shape[1], 1) for array in (one_a, one_b, one_c)]
-            slots = np.array([transpose_a, transpose_b, m, n, k, one_a.ctypes.data, pitch[0], one_b.ctypes.data, pitch[1], 0,
-                              one_c.ctypes.data, pitch[2], *self.product_calls], np.uint64)
-            slots[9:10].view(np.float32)[0] = 1.0 if accumulate else 0.0
-            self.submit((self.run_product, slots, (a, b, c), "gemm", self.place))
+        pitch = [max(array.strides[-2] // 4, array.shape[-1], 1) for array in (a, b, c)]
+        batch, *apart = (c.shape[0], *(array.strides[0] // 4 for array in (a, b, c))) if c.ndim == 3 else (1, 0, 0, 0)
+        slots = np.array([transpose_a, transpose_b, m, n, k, a.ctypes.data, pitch[0], b.ctypes.data, pitch[1], 0, c.ctypes.data, pitch[2],
+                          batch, *apart, *self.product_calls], np.uint64)
+        slots[9:10].view(np.float32)[0] = 1.0 if accumulate else 0.0
+        self.submit((self.run_product, slots, (a, b, c), "gemm", self.place))
 
     def submit(self, command: tuple) -> None:
         if self.recording is None:

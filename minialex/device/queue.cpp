@@ -201,41 +201,43 @@ extern "C" int queue_play(Queue* q, const Command* commands, const long long* st
     return running;
 }
 
-// c = op(a) op(b) + beta c, row-major; a part of a launch is some of the rows of c.
-// arguments: transpose a, transpose b, m, n, k, a, lda, b, ldb, beta, c, ldc, then what the library's function below needs
+// c = op(a) op(b) + beta c, row-major, of some matrices; a part of a launch is some of the rows of all of their c.
+// arguments: transpose a, transpose b, m, n, k, a, lda, b, ldb, beta, c, ldc, how many, floats from one a, b and c to the next, then what the
+// library's function below needs
 struct Product {
     bool transpose_a, transpose_b;
     long long m, n, k, lda, ldb, ldc;
     const float *a, *b;
     float beta, *c;
-    Product(const Slot* s, long long part, long long parts)
-        : transpose_a(s[0].l), transpose_b(s[1].l), n(s[3].l), k(s[4].l), lda(s[6].l), ldb(s[8].l), ldc(s[11].l), b((const float*)s[7].p), beta(s[9].f) {
-        const long long from = s[2].l * part / parts;
-        m = s[2].l * (part + 1) / parts - from;
-        a = (const float*)s[5].p + from * (transpose_a ? 1 : lda);
-        c = (float*)s[10].p + from * ldc;
-    }
 };
+template <class Multiply> static void products(const Slot* s, long long part, long long parts, Multiply multiply) {
+    const long long rows = s[2].l, lda = s[6].l, ldc = s[11].l, end = rows * s[12].l * (part + 1) / parts;
+    for (long long at = rows * s[12].l * part / parts; at < end;) {
+        const long long i = at / rows, from = at % rows, m = end - at < rows - from ? end - at : rows - from;
+        multiply(Product{s[0].l != 0, s[1].l != 0, m, s[3].l, s[4].l, lda, s[8].l, ldc, (const float*)s[5].p + i * s[13].l + from * (s[0].l ? 1 : lda),
+                         (const float*)s[7].p + i * s[14].l, s[9].f, (float*)s[10].p + i * s[15].l + from * ldc});
+        at += m;
+    }
+}
 
 // cblas_sgemm
 extern "C" void run_openblas(const Slot* s, long long part, long long parts) {
     typedef void (*Sgemm)(int, int, int, int, int, int, float, const float*, int, const float*, int, float, float*, int);
-    const Product p(s, part, parts);
-    if (p.m)
-        ((Sgemm)s[12].p)(101, p.transpose_a ? 112 : 111, p.transpose_b ? 112 : 111, (int)p.m, (int)p.n, (int)p.k, 1.0f, p.a, (int)p.lda, p.b,
+    products(s, part, parts, [s](Product p) {
+        ((Sgemm)s[16].p)(101, p.transpose_a ? 112 : 111, p.transpose_b ? 112 : 111, (int)p.m, (int)p.n, (int)p.k, 1.0f, p.a, (int)p.lda, p.b,
                          (int)p.ldb, p.beta, p.c, (int)p.ldc);
+    });
 }
 
 // dnnl_sgemm, omp_get_max_threads, omp_set_num_threads. A refused product (no memory) is NaN, which no training takes for a result.
 extern "C" void run_onednn(const Slot* s, long long part, long long parts) {
     typedef int (*Sgemm)(char, char, long long, long long, long long, float, const float*, long long, const float*, long long, float, float*, long long);
-    const Product p(s, part, parts);
-    if (!p.m) return;
-    const int threads = ((int (*)())s[13].p)();      // OpenMP's setting belongs to the calling thread, which may be Python's
-    ((void (*)(int))s[14].p)(1);
-    const int refused = ((Sgemm)s[12].p)(p.transpose_a ? 'T' : 'N', p.transpose_b ? 'T' : 'N', p.m, p.n, p.k, 1.0f, p.a, p.lda, p.b, p.ldb, p.beta, p.c, p.ldc);
-    ((void (*)(int))s[14].p)(threads);
-    if (refused)
-        for (long long i = 0; i < p.m; ++i)
-            for (long long j = 0; j < p.n; ++j) p.c[i * p.ldc + j] = __builtin_nanf("");
+    const int threads = ((int (*)())s[17].p)();      // OpenMP's setting belongs to the calling thread, which may be Python's
+    ((void (*)(int))s[18].p)(1);
+    products(s, part, parts, [s](Product p) {
+        if (((Sgemm)s[16].p)(p.transpose_a ? 'T' : 'N', p.transpose_b ? 'T' : 'N', p.m, p.n, p.k, 1.0f, p.a, p.lda, p.b, p.ldb, p.beta, p.c, p.ldc))
+            for (long long i = 0; i < p.m; ++i)
+                for (long long j = 0; j < p.n; ++j) p.c[i * p.ldc + j] = __builtin_nanf("");
+    });
+    ((void (*)(int))s[18].p)(threads);
 }
