@@ -28,11 +28,12 @@ from minialex.device.kernel import sources  # noqa: E402
 from minialex.files import write_beside  # noqa: E402
 from minialex.network import Network  # noqa: E402
 from minialex.ops.bias import SPAN  # noqa: E402
+from minialex.ops.winograd import FORMS, matrices, strips  # noqa: E402
 
 TILE = 128                       # rows and columns of a product that a block of cuBLAS makes
 LATENCY, LEAST = 600e-9, 3e-6    # seconds: from asking DRAM to having it; the shortest launch
 HOST = 10e-6, 20e-6              # seconds of Python for a launch
-TRACED_IMAGES, TRACED_ROWS, MANY_WARPS = 2, 3000, 2000
+TRACED_IMAGES, TRACED_ROWS, MANY_WARPS = 2, 1000, 2000
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,44 @@ def unfolded(a):
     return a.rows // (a.groups * a.out_height * -(-a.out_width // a.strip)) if hasattr(a, "strip") else a.rows // (a.groups * a.height * a.width)
 
 
+def tiles(a):
+    """Floats of a plane of a launch's tiles, and images."""
+    return a.rows // a.groups * a.channels, a.rows // (a.groups * a.down * a.across)
+
+
+def taps(a, own):
+    """Channels times filters of a launch on filters, of which a group has `own`."""
+    return a.rows // strips(own) * own
+
+
+def in_blocks(a):
+    """Of an image's pixels, how many lie in its blocks."""
+    return covered(a.height, a.down, a.step, a.step, a.pad_top)[0] * covered(a.width, a.across, a.step, a.step, a.pad_left)[0]
+
+
+def points(a):
+    return (a.m + a.r - 1) ** 2
+
+
+def tile_operations(m, r):
+    """{kernel: additions and products of a tile's one channel, or of one filter, by the first matrix and by the second}, of F(m x m, r x r).
+
+    A zero of a matrix costs nothing, a factor of 1 or -1 no product, and points p and -p share sums: those of even and of odd powers.
+    """
+    (a, b, g), t = matrices(m, r), m + r - 1
+
+    def sums(rows):
+        return sum(max(0, np.count_nonzero(row) - 1) + int(np.sum((row != 0) & (abs(row) != 1))) for row in rows)
+
+    def forth(f):
+        return sums([f[0], f[-1], *f[1:-1:2, ::2], *f[1:-1:2, 1::2]]) + t - 2
+
+    def back(f):
+        return sums(np.vstack([f[:1], f[1:-1:2], f[-1:]]).T) + t - 2
+    return {"winograd_input": (t * forth(b), t * forth(b)), "winograd_spread": (m * forth(a), t * forth(a)), "winograd_filter": (r * forth(g), t * forth(g)),
+            "winograd_output": (t * back(a), m * back(a)), "winograd_filter_gradient": (t * back(g), r * back(g))}
+
+
 # Bytes that a launch needs from its arguments `a`: each input element read once, each output written once; what is updated
 # in place is both. The softmax keeps exp(x) in its output between its two passes, so that counts as in place.
 NEEDED = {
@@ -108,8 +147,16 @@ NEEDED = {
     "softmax_rows": lambda a: a.rows * 12 * a.classes,
     "label_rank": lambda a: a.rows * (4 * a.classes + 8),
     "tally": lambda a: a.n * (2 * 4 + 3 * 16),
+    "winograd_input": lambda a: 4 * points(a) * tiles(a)[0] + 4 * tiles(a)[1] * a.channels * covered(a.height, a.down, a.m + a.r - 1, a.m, a.pad_top)[0]
+    * covered(a.width, a.across, a.m + a.r - 1, a.m, a.pad_left)[0],
+    "winograd_spread": lambda a: 4 * points(a) * tiles(a)[0] + 4 * tiles(a)[1] * a.channels * a.height * a.width,
+    "winograd_output": lambda a: 4 * points(a) * tiles(a)[0] + 4 * a.channels * (tiles(a)[1] * a.height * a.width + a.add),
+    "winograd_filter": lambda a: 4 * taps(a, a.own) * (a.r * a.r + points(a)),
+    "winograd_blocks": lambda a: 4 * a.channels * (a.rows * a.step ** 2 + a.rows // (a.down * a.across) * in_blocks(a)),
+    "winograd_pixels": lambda a: 4 * a.channels * (a.rows * (1 + a.accumulate) + a.rows // (a.height * a.width) * in_blocks(a)),
+    "winograd_filter_gradient": lambda a: 4 * taps(a, a.filters // a.groups) * (a.r * a.r * (1 + a.accumulate) + points(a)),
 }
-# Additions, multiplications, comparisons and special functions of a launch, as in its formula; im2col and transpose_tiles, which copy, have none.
+# Additions, multiplications, comparisons and special functions of a launch, as in its formula; im2col, transpose_tiles and winograd_blocks, which copy, have none.
 ARITHMETIC = {
     "add_parts": lambda a: a.count * a.slices, "bias_relu": lambda a: 2 * (a.rows // -(-a.channels // SPAN)) * a.channels,
     "bias_backward": lambda a: (1 + a.relu) * a.pixels * a.channels, "sum_partials": lambda a: a.rows * a.count,
@@ -120,6 +167,11 @@ ARITHMETIC = {
     "relu_in_place": lambda a: a.count, "relu_backward_in_place": lambda a: a.count, "sgd": lambda a: 6 * a.count, "squares": lambda a: 2 * a.count, "clip_factor": lambda a: a.count, "scale_gradient": lambda a: a.count, "adam": lambda a: 12 * a.count,
     "cross_entropy_rows": lambda a: 8 * a.rows * a.classes, "softmax_rows": lambda a: 5 * a.rows * a.classes,
     "label_rank": lambda a: 3 * a.rows * a.classes, "tally": lambda a: 5 * a.n,
+    "winograd_input": lambda a: tiles(a)[0] * sum(tile_operations(a.m, a.r)["winograd_input"]),
+    "winograd_spread": lambda a: tiles(a)[0] * sum(tile_operations(a.m, a.r)["winograd_spread"]),
+    "winograd_output": lambda a: tiles(a)[0] * sum(tile_operations(a.m, a.r)["winograd_output"]) + tiles(a)[1] * a.height * a.width * a.channels * (a.add + a.relu),
+    "winograd_pixels": lambda a: a.rows * a.channels * a.accumulate, "winograd_filter": lambda a: taps(a, a.own) * sum(tile_operations(a.m, a.r)["winograd_filter"]),
+    "winograd_filter_gradient": lambda a: taps(a, a.filters // a.groups) * (sum(tile_operations(a.m, a.r)["winograd_filter_gradient"]) + a.r * a.r * a.accumulate),
 }
 # What a lane's chain of loads grows with, where that depends on the batch.
 LONG = {"bias_backward": lambda a: a.slice, "sum_partials": lambda a: -(-a.count // 32) + a.accumulate,
@@ -132,8 +184,13 @@ FEW = {
     "transpose_tiles": "a warp for 32 x 32 weights or gradients, of matrices with few", "sum_partials": "a warp for a channel", "cross_entropy_rows": "a warp for an image", "label_rank": "a warp for an image",
     "tally": "a warp for 32 images", "dropout_in_place": "a warp for 256 activations, of dense layers with few",
     "im2col": "a warp for a pixel of a piece's last, few images", "col2im": "a warp for a pixel of a piece's last, few images",
+    **dict.fromkeys(("winograd_filter", "winograd_filter_gradient"), "a warp for 32 filters of a channel, of layers with few"),
+    "winograd_blocks": "a warp for a block of a filter's taps, of which there are few", "winograd_pixels": "a warp for a tap of a filter",
 }
-KINDS = {"products": ("gemm",), "im2col, col2im": ("im2col", "col2im"), "pooling": ("max_pool", "max_pool_backward"), "LRN": ("lrn", "lrn_backward"),
+CONVOLUTIONS = {"im2col": "im2col", "winograd": "Winograd"}
+KINDS = {"products": ("gemm",), "im2col, col2im": ("im2col", "col2im"),
+         "Winograd's tiles": ("winograd_input", "winograd_spread", "winograd_output", "winograd_filter", "winograd_filter_gradient", "winograd_blocks",
+                              "winograd_pixels"), "pooling": ("max_pool", "max_pool_backward"), "LRN": ("lrn", "lrn_backward"),
          "bias and ReLU": ("bias_relu", "bias_backward", "sum_partials"), "update, sums of parts": ("sgd", "adam", "add_parts", "transpose_tiles"),
          "dropout, loss, input": ("dropout_in_place", "cross_entropy_rows", "label_rank", "tally", "augment", "copy")}
 IN_FLOAT32 = ("sgd", "adam", "add_parts", "sum_partials", "copy")      # also where activations are in half precision
@@ -203,10 +260,10 @@ class Plan(Device):
         self.submit(launch)
 
 
-def plan(name, batch, chip, workspace_mb=None):
-    """The launches of a training step of a net, from the copies of its input on."""
+def plan(name, batch, chip, workspace_mb=None, conv="im2col"):
+    """The launches of a training step of a net, from the copies of its input on. conv: of all layers that can have it."""
     net, device = nets.build(name), Plan(chip)
-    network = Network(net, device, batch, init=None, workspace_mb=workspace_mb)
+    network = Network(net, device, batch, init=None, workspace_mb=workspace_mb, conv=conv)
     network.arrays["input views"][:] = network.layout.input.centre(batch)      # for what is traced to read as training reads
     with device.record() as tape:
         network.record("train", batch)
@@ -223,10 +280,10 @@ def key(launch):
 
 
 def trace(name):
-    """{key: (counts, Launch)} of a step on two images of full size, up to 3,000 rows of each launch."""
+    """{key: (counts, Launch)} of a step by each convolution on two images of full size, up to 1,000 rows of each launch."""
     device, found = Trace(), {}
     device.rows_at_most = TRACED_ROWS
-    for launch in plan(name, TRACED_IMAGES, CHIPS[-1]):
+    for launch in (launch for conv in CONVOLUTIONS for launch in plan(name, TRACED_IMAGES, CHIPS[-1], conv=conv)):
         if launch.call and key(launch) not in found:
             kernel, arguments = launch.call
             device.launch(kernel, launch.rows, *arguments)
@@ -259,7 +316,7 @@ def seconds(launch, chip, traced, *, fused=False, tf32=False, half=False, cached
 
 
 CHANGES = {
-    "nothing": {}, "implicit GEMM: im2col and col2im fused into the products": dict(fused=True), "TF32 products": dict(tf32=True),
+    "nothing": {}, "Winograd's convolution": dict(conv="winograd"), "implicit GEMM: im2col and col2im fused into the products": dict(fused=True), "TF32 products": dict(tf32=True),
     "activations and columns in half precision": dict(half=True), "pieces whose columns stay in half of L2": dict(cached=True),
     "no lane waits for one load before the next": dict(waits=False), "a CUDA graph: one launch for the host": dict(graph=True),
     "all of these (without columns, pieces need not be small)": dict(fused=True, tf32=True, half=True, waits=False, graph=True),
@@ -267,11 +324,11 @@ CHANGES = {
 
 
 def predictions(name, batch, chip, launches, traced):
-    """{change: (ms of the GPU, launches, ms of the host at 10 us, at 20 us)}"""
+    """{change: (ms of the GPU, launches, ms of the host at 10 us, at 20 us)}. launches: {convolution: those of a step}"""
     small, found = plan(name, batch, chip, workspace_mb=chip.l2 / 2 / 2**20), {}
     for change, how in CHANGES.items():
         how = dict(how)
-        graph, of = how.pop("graph", False), small if "cached" in how else launches
+        graph, of = how.pop("graph", False), small if "cached" in how else launches[how.pop("conv", "im2col")]
         times = [seconds(launch, chip, traced, **how) for launch in of]
         count = sum(time > 0 for time in times)
         found[change] = 1e3 * sum(times), count, *(1e3 * each * (1 if graph else count) for each in HOST)
@@ -342,6 +399,10 @@ def compiled():
             for name, facts in sorted(about.items())]
     return [f"A block has {32 * ROWS_PER_BLOCK} threads. Where sm_80 and sm_90 differ: sm_80 / sm_90.",
             *([f"Instructions are not counted: {problem}."] if problem else ["Instructions are those in the machine code, not those that run."]), "",
+            "Zeros and ones of Winograd's matrices cost nothing: what their kernels add and multiply is no more than the matrices say (tests/test_nvrtc.py counts it "
+            "in the PTX), and this is for a channel of a tile, or a filter, of F(4x4, 3x3) / F(4x4, 5x5): " + ", ".join(
+                f"{name} {' / '.join(f'{sum(tile_operations(m, r)[name])}' for r, m in FORMS.items())}" for name in tile_operations(4, 3))
+            + ". The machine code has both forms of F, and what comes after the last matrix once for each answer to what a kernel is asked.", "",
             *table(("kernel", "registers", "shared bytes", "spilled bytes", "local bytes", "warps on a multiprocessor, of 64", *(() if problem else sass)), rows)]
 
 
@@ -361,35 +422,46 @@ def intensity(launches, name=None):
 
 def net_report(name, batch, bars, order):
     """The lines on a net; adds to `bars` and `order` what the plot and the last list need."""
-    traced, lines = trace(name), [f"## {name}, predicted", ""]
-    planned = [plan(name, batch, chip) for chip in CHIPS]
-    took = [{id(launch): 1e3 * seconds(launch, chip, traced) for launch in of} for chip, of in zip(CHIPS, planned)]
-
-    def ms(pick, form=",.3f"):
-        return [format(sum(time[id(launch)] for launch in of if pick(launch)), form) for time, of in zip(took, planned)]
-    changes = [predictions(name, batch, chip, of, traced) for chip, of in zip(CHIPS, planned)]
-    chips = [chip.name for chip in CHIPS]
-    rows = []
-    for chip, of, time, change in zip(CHIPS, planned, took, changes):
-        gpu, count, fast, slow = change["nothing"]
-        binds = "the GPU" if gpu > slow else "the host" if gpu < fast else "either"
-        rows.append((chip.name, f"{gpu:.1f}", count, f"{fast:.1f} to {slow:.1f}", binds, both([1e3 * batch / max(gpu, each) for each in (slow, fast)]).replace("/", "to")))
-        bars[name, chip.name] = {each: sum(t for launch, t in zip(of, time.values()) if kind(launch.name) == each) for each in KINDS}, fast, slow
+    traced, chips = trace(name), [chip.name for chip in CHIPS]
+    planned = {conv: [plan(name, batch, chip, conv=conv) for chip in CHIPS] for conv in CONVOLUTIONS}
+    took = [{id(launch): 1e3 * seconds(launch, chip, traced) for of in planned.values() for launch in of[at]} for at, chip in enumerate(CHIPS)]
+    changes = [predictions(name, batch, chip, {conv: of[at] for conv, of in planned.items()}, traced) for at, chip in enumerate(CHIPS)]
+    for change in changes:
         for text, prediction in change.items():
             order[text].append(1 - step(prediction) / step(change["nothing"]))
-    lines += table(("chip", "GPU, ms", "launches", "host, ms", "what binds", "images/s"), rows)
+    rows = []
+    for at, (chip, time) in enumerate(zip(chips, took)):
+        for conv, called in CONVOLUTIONS.items():
+            of = planned[conv][at]
+            parts = {each: sum(time[id(launch)] for launch in of if kind(launch.name) == each) for each in KINDS}
+            gpu, (fast, slow) = sum(parts.values()), (1e3 * each * len(of) for each in HOST)
+            binds = "the GPU" if gpu > slow else "the host" if gpu < fast else "either"
+            rows.append((chip, called, f"{gpu:.1f}", len(of), f"{fast:.1f} to {slow:.1f}", binds,
+                         both([1e3 * batch / max(gpu, each) for each in (slow, fast)]).replace("/", "to")))
+            bars[f"{name}, {called}", chip] = parts, fast, slow
+    lines = [f"## {name}, predicted", "", *table(("chip", "convolution", "GPU, ms", "launches", "host, ms", "what binds", "images/s"), rows)]
+    for conv, called in CONVOLUTIONS.items():
+        lines += step_report(f"{name}, {called}", planned[conv], traced, took, None if conv == "im2col" else KINDS["Winograd's tiles"])
+    return lines, changes
+
+
+def step_report(title, planned, traced, took, only):
+    """The lines on the launches of a step, a list for each chip. only: kernels that there are lines on one by one, or None for all."""
+    def ms(pick, form=",.3f"):
+        return [format(sum(time[id(launch)] for launch in of if pick(launch)), form) for time, of in zip(took, planned)]
+    chips = [chip.name for chip in CHIPS]
     waits = {kernel: [format(sum(1e3 * (seconds(launch, chip, traced) - seconds(launch, chip, traced, waits=False)) for launch in of if launch.name == kernel), ".3f")
                       for chip, of in zip(CHIPS, planned)] for kernel, _, _ in by_kernel(planned)}
     rows = [(*row, *intensity(planned, row[0]), *ms(lambda launch: launch.name == row[0]), *waits[row[0]]) for row in by_kernel(planned)]
     every = "all", both([len(of) for of in planned]), both([sum(launch.bytes for launch in of) / 1e6 for of in planned], ",.1f")
-    lines += [f"### {name} by kernel, predicted", "",
-              *table(("kernel", "launches", "MB needed", "GFLOP", "FLOP / byte", *(f"{c}, ms" for c in chips), *(f"of that waiting for loads, {c}" for c in chips)),
-                     [*rows, (*every, *intensity(planned), *ms(lambda launch: True), *[""] * len(chips))])]
-    places = list(dict.fromkeys(launch.place for launch in planned[0]))
-    lines += [f"### {name} by place, predicted", "", *table(("place", "launches", *(f"{what}, {c}, ms" for what in ("products", "kernels") for c in chips)), [
+    lines = [f"### {title} by kernel, predicted", "",
+             *table(("kernel", "launches", "MB needed", "GFLOP", "FLOP / byte", *(f"{c}, ms" for c in chips), *(f"of that waiting for loads, {c}" for c in chips)),
+                    [*rows, (*every, *intensity(planned), *ms(lambda launch: True), *[""] * len(chips))])]
+    places = list(dict.fromkeys(launch.place for launch in planned[0] if only is None or launch.name in only))
+    lines += [f"### {title} by place, predicted", "", *table(("place", "launches", *(f"{what}, {c}, ms" for what in ("products", "kernels") for c in chips)), [
         (place, both([sum(launch.place == place for launch in of) for of in planned]),
          *(text for product in (True, False) for text in ms(lambda launch: launch.place == place and (launch.name == "gemm") == product))) for place in places])]
-    return lines + kernels_and_places(name, planned, traced, ms), changes
+    return lines + kernels_and_places(title, planned, traced, ms, only)
 
 
 def pairs(launches):
@@ -401,20 +473,22 @@ def pairs(launches):
     return found
 
 
-def kernels_and_places(name, planned, traced, ms):
+def kernels_and_places(title, planned, traced, ms, only):
     """The lines on each kernel at each place, and on those with few warps."""
     every, rows, few = [pairs(of) for of in planned], [], defaultdict(list)
     whole = sum(launch.bytes for own in every[0].values() for launch in own)
     for at, own in every[0].items():
+        if only is not None and at[1] not in only:
+            continue
         counts, moved, times = traced[at][0], sum(launch.bytes for launch in own), ms(lambda launch: launch.call and key(launch) == at)
         rows.append((at[0], at[1], f"{moved / 1e6:,.2f}", f"{100 * moved / whole:.1f}", f"{100 * counts.distinct_efficiency:.0f}", f"{100 * counts.instruction_efficiency:.0f}",
                      both([chain(of[at][0], traced) for of in every]), both([of[at][0].rows for of in every]), *times))
         if own[0].rows < MANY_WARPS:
             few[at[1]].append((own[0].rows, moved, at[0], sum(seconds(launch, CHIPS[0], traced) for launch in own)))
-    return [f"### {name} by kernel and place, predicted", "", "Efficiencies are traced; the chain and the warps are those of the first launch at the place.", "",
+    return [f"### {title} by kernel and place, predicted", "", "Efficiencies are traced; the chain and the warps are those of the first launch at the place.", "",
             *table(("place", "kernel", "MB needed", "% of kernels' bytes", "sectors used, %", "per instruction, %", "chain of loads", "warps",
                     *(f"{chip.name}, ms" for chip in CHIPS)), rows),
-            f"### {name}: kernels of fewer than {MANY_WARPS:,} warps, predicted", "",
+            f"### {title}: kernels of fewer than {MANY_WARPS:,} warps, predicted", "",
             *table(("kernel", "why", "places", "fewest warps", "MB", f"{CHIPS[0].name}, ms"), [
                 (kernel, FEW.get(kernel, "**no reason known**"), ", ".join(dict.fromkeys(place.replace(" backward", "").replace(" forward", "").replace(" update", "") for _, _, place, _ in own)),
                  f"{min(own)[0]:,}", f"{sum(moved for _, moved, _, _ in own) / 1e6:,.2f}", f"{1e3 * sum(time for *_, time in own):.3f}") for kernel, own in sorted(few.items())])]

@@ -34,23 +34,30 @@ def compile_file(nvrtc, file, architecture):
 
 def compile_cubin(nvrtc, file, architecture):
     """-> (the machine code of a .cu file for sm_`architecture`, ptxas's words)"""
+    cubin, _, log = compile_text(nvrtc, source_text(file), Path(file).name, architecture)
+    return cubin, log
+
+
+def compile_text(nvrtc, text, name, architecture):
+    """-> (machine code, PTX, ptxas's words)"""
     program = ctypes.c_void_p()
-    text = source_text(file).encode()
-    check(nvrtc, nvrtc.nvrtcCreateProgram(ctypes.byref(program), text, Path(file).name.encode(), 0, None, None))
+    check(nvrtc, nvrtc.nvrtcCreateProgram(ctypes.byref(program), text.encode(), name.encode(), 0, None, None))
     options = [option.encode() for option in (f"-arch=sm_{architecture}", *CUPY_OPTIONS, "--ptxas-options=-v")]
     failed = nvrtc.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*options))
-    size = ctypes.c_size_t()
-    check(nvrtc, nvrtc.nvrtcGetProgramLogSize(program, ctypes.byref(size)))
-    log = ctypes.create_string_buffer(size.value)
-    check(nvrtc, nvrtc.nvrtcGetProgramLog(program, log))
+
+    def result(what):
+        size = ctypes.c_size_t()
+        check(nvrtc, getattr(nvrtc, f"nvrtcGet{what}Size")(program, ctypes.byref(size)))
+        found = ctypes.create_string_buffer(size.value)
+        check(nvrtc, getattr(nvrtc, f"nvrtcGet{what}")(program, found))
+        return found
+    log = result("ProgramLog").value.decode()
     if failed:
-        raise RuntimeError(f"{Path(file).name} for sm_{architecture}:\n{log.value.decode()}")
-    check(nvrtc, nvrtc.nvrtcGetCUBINSize(program, ctypes.byref(size)))
-    cubin = ctypes.create_string_buffer(size.value)
-    check(nvrtc, nvrtc.nvrtcGetCUBIN(program, cubin))
-    assert size.value > 0, "NVRTC gave no cubin"
+        raise RuntimeError(f"{name} for sm_{architecture}:\n{log}")
+    cubin, ptx = result("CUBIN").raw, result("PTX").value.decode()
+    assert cubin, "NVRTC gave no cubin"
     check(nvrtc, nvrtc.nvrtcDestroyProgram(ctypes.byref(program)))
-    return cubin.raw, log.value.decode()
+    return cubin, ptx, log
 
 
 def count_instructions(cubin):

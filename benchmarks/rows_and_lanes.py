@@ -22,7 +22,8 @@ from simt.device import SIMT  # noqa: E402
 from minialex.device.cpu import CPU  # noqa: E402
 from minialex.device.kernel import sources  # noqa: E402
 from minialex.ops.bias import STRIP, bias_backward, slices  # noqa: E402
-from minialex.ops.conv import Conv, col2im, im2col  # noqa: E402
+from minialex.ops.conv import Conv  # noqa: E402
+from minialex.ops.im2col import Im2col, col2im, im2col  # noqa: E402
 from minialex.ops.lrn import lrn, lrn_backward  # noqa: E402
 from minialex.ops.pool import MaxPool, max_pool, max_pool_backward  # noqa: E402
 from minialex.optim import BLOCK, sgd  # noqa: E402
@@ -36,14 +37,13 @@ def cases(n, reduced=False):
     """(name, kernel, rows, arguments after rows, bytes) for n images; `reduced` makes the images small."""
     def conv(kind, size, channels, layer):
         shape = (size, size, channels)
-        out = layer.output(shape)
-        columns = floats(n * layer.workspace(shape))
+        out, way = layer.output(shape), Im2col(layer, shape)
+        columns = floats(n * way.image)
         used = n * out[0] * out[1] * layer.fan_in(shape) * layer.groups * 4
         moved = n * size * size * channels * 4 + used
         if kind is im2col:
-            strip = layer.strip(shape)
-            return im2col, n * out[0] * -(-out[1] // strip) * layer.groups, (floats(n, *shape), columns, *layer.geometry(shape), strip), moved
-        return col2im, n * size * size * layer.groups, (columns, floats(n, *shape), *layer.geometry(shape)), moved
+            return im2col, n * out[0] * -(-out[1] // way.strip) * layer.groups, (floats(n, *shape), columns, *way.geometry(), way.strip), moved
+        return col2im, n * size * size * layer.groups, (columns, floats(n, *shape), *way.geometry()), moved
 
     first, second = (35, 9) if reduced else (227, 27)
     yield ("im2col, conv1 of paper", *conv(im2col, first, 3, Conv(96, 11, 4)))

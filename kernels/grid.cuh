@@ -12,6 +12,7 @@
 //   lanes(n, [&](auto c) {...})         as LANES, for bodies that keep values in registers over an inner loop: in it
 //                                       load, load_int, splat, select, store and inverse_power work on a whole vector
 //                                       register on a CPU and on one float in a GPU's thread
+//   UNROLL for (...)                    a loop whose arrays a GPU keeps in registers, so that its length must be known
 //   row_sum(v), row_max(v)              over the lanes of the row, in a fixed order
 //   ROW_SCRATCH(float, name, n)         n floats that the lanes of a row share; row_sync() between writing and reading
 //   stage(scratch, p, pitch, lines, n)  `lines` lines of n floats that the row reads again and again, as Lines
@@ -24,13 +25,18 @@ struct Lines { const float* first; long long pitch; };
 #ifdef __CUDACC__
 
 #define ROWS_PER_BLOCK 4
-// Ten blocks on a multiprocessor, 40 warps: left to itself, ptxas spills a few registers to reach 64 warps.
-#define KERNEL extern "C" __global__ void __launch_bounds__(32 * ROWS_PER_BLOCK, 10)
+// Ten blocks on a multiprocessor, 40 warps: left to itself, ptxas spills a few registers to reach 64 warps. A file whose kernels hold more
+// in registers says how many blocks leave room for that.
+#ifndef BLOCKS
+#define BLOCKS 10
+#endif
+#define KERNEL extern "C" __global__ void __launch_bounds__(32 * ROWS_PER_BLOCK, BLOCKS)
+#define UNROLL _Pragma("unroll")
 #define DEVICE static __device__ __forceinline__
 #define MY_LANE ((int)(threadIdx.x & 31))
 #define ROWS(r, rows) \
-    for (long long r = ((long long)blockIdx.x * blockDim.x + threadIdx.x) >> 5, r##_step = ((long long)gridDim.x * blockDim.x) >> 5; \
-         r < (rows); r += r##_step)
+    for (long long r = ((long long)blockIdx.x * blockDim.x + threadIdx.x) >> 5, r##_grid_step = ((long long)gridDim.x * blockDim.x) >> 5; \
+         r < (rows); r += r##_grid_step)
 #define LANES(c, n) for (int c = MY_LANE, c##_end = (n); c < c##_end; c += 32)
 #define RUNS(i, j, runs, n) for (int i = MY_LANE / (n), j = MY_LANE % (n); i < (runs); next_run(i, j, n))
 #define ROW_SCRATCH(type, name, n) __shared__ type name##_of_block[ROWS_PER_BLOCK][n]; type* name = name##_of_block[threadIdx.x >> 5]
@@ -72,6 +78,7 @@ DEVICE float power(float v, float e) { return powf(v, e); }
 #include <math.h>
 
 #define KERNEL extern "C" void
+#define UNROLL
 #define DEVICE static inline __attribute__((always_inline))
 #define LANES(c, n) _Pragma("omp simd") for (int c = 0; c < (n); ++c)
 #define RUNS(i, j, runs, n) for (int i = 0; i < (runs); ++i) LANES(j, n)

@@ -2,14 +2,16 @@
 
 from . import interrupts      # first: imports take a while, in which Ctrl-C ends the process without a word
 
+from dataclasses import replace
 from types import MethodType
 
-from . import nets
+from . import nets, tune
 from .command import parser_of, run_command, say
 from .device.base import Device, cores
 from .device.cpu import CPU
 from .device.cuda import CUDA
-from .layout import Layout
+from .layout import Layout, cut
+from .ops.conv import Conv
 
 
 def memory(layout):
@@ -17,6 +19,18 @@ def memory(layout):
     kinds = {"parameters": "parameter ", "momentum": "velocity ", "gradients": "gradient ", "activations": "activation ",
              "pool winners": "kept ", "turned weights": "prepared ", "workspace": "workspace ", "input": "input ", "results": "output "}
     return {what: layout.bytes(kind) for what, kind in kinds.items()}
+
+
+def described(layer, shape, device, batch, shares, chunk, dx, timed):
+    """The algorithms of a convolution's passes, with what both take where it was timed."""
+    parts = []
+    for way, name in zip(tune.PASSES, layer.pair):
+        if timed and tune.open_to_choice(layer, shape, batch):
+            took = tune.times(replace(layer, algorithm="auto"), shape, device, batch, shares, chunk, True, dx)[way]
+            parts.append(f"{way} {name} ({1e3 * took['im2col']:.1f} by im2col, {1e3 * took['winograd']:.1f} by winograd)")
+        else:
+            parts.append(f"{way} {name}")
+    return ", ".join(parts)
 
 
 def main(arguments=None):
@@ -28,15 +42,25 @@ def main(arguments=None):
     parser.add_argument("--threads", type=int, default=cores(), help="CPU threads, each with a workspace of its own")
     parser.add_argument("--gpu", type=int, metavar="N", help="memory on a GPU of N multiprocessors (A100: 108, H100: 132) instead of a CPU")
     parser.add_argument("--workspace-mb", type=float)
+    parser.add_argument("--conv", choices=tune.CHOICES, default="auto", help="the algorithm of convolutions; auto: as training takes it on this CPU "
+                        "(a GPU's choice is made on the GPU; without one im2col is shown)")
     args = parser.parse_args(arguments)
     net = nets.build(args.net, args.classes, args.size)
     say(str(net.summary()))
-    device, where = Device(), f"{args.threads} CPU thread{'s' * (args.threads > 1)}"
+    timed = args.conv == "auto" and not args.gpu
+    device: Device = CPU(args.threads, announce=say) if timed else Device()
+    where = f"{args.threads} CPU thread{'s' * (args.threads > 1)}"
     if args.gpu:      # divides work as one of these does, and needs neither for that
         device.processors, where = args.gpu, f"a GPU of {args.gpu} multiprocessors"
         device.images_at_once, device.slices = MethodType(CUDA.images_at_once, device), MethodType(CUDA.slices, device)
     else:
         device.threads, device.chunk, device.tile = args.threads, CPU.chunk, CPU.tile
+    shares, chunk = cut(device, args.batch)
+    net = tune.settled(net, device, args.batch, shares, chunk, training=True, conv=args.conv)
+    say("\nconvolutions by " + ("the faster algorithm here, of im2col and Winograd's, in ms of a step:" if timed else "these algorithms:"))
+    for name, layer in net.layers.items():
+        if isinstance(layer, Conv):
+            say(f"  {name:18} {described(layer, net.inputs[name], device, args.batch, shares, chunk, name != net.bottom, timed)}")
     layout = Layout(net, device, args.batch, workspace_mb=args.workspace_mb)
     say(f"\nmemory of a training step at batch {args.batch} on {where}:")
     for what, size in [*memory(layout).items(), ("total", layout.bytes())]:

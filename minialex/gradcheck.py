@@ -196,6 +196,7 @@ def to_host(array):
 
 CASES = [
     ("conv2d", {"x": (2, 5, 6, 4), "w": (3, 2, 2, 6), "b": (6,)}, {"stride": (2, 1), "pad": ((1, 2), (0, 1)), "groups": 2}),
+    ("conv2d", {"x": (2, 7, 6, 4), "w": (3, 3, 2, 6), "b": (6,)}, {"pad": 1, "groups": 2, "algorithm": "winograd"}),
     ("max_pool2d", {"x": (2, 7, 6, 5)}, {"size": 3, "stride": 2}),
     ("relu", {"x": (3, 11)}, {}),
     ("local_response_norm", {"x": (4, 9)}, {"size": 5, "alpha": 0.8, "k": 1.5}),

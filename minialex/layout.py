@@ -14,6 +14,12 @@ from .ops.layer import Shape
 from .optim import norm_slices
 
 
+def cut(device: Device, batch: int) -> tuple[int, int]:
+    """The shares of a batch, and the images that one takes at a time."""
+    shares = max(1, min(device.threads, batch // 4))
+    return shares, min(device.chunk or batch, -(-batch // shares))
+
+
 class Layout:
     """What a network needs on a device, known before anything is allocated; of the device it asks only how it divides work.
 
@@ -32,8 +38,7 @@ class Layout:
         while first and net.layers[names[first - 1]].trained_only:      # dropout before a dense layer is one launch for the whole batch
             first -= 1
         self.stack, self.tail = names[:first], names[first:]
-        self.shares = max(1, min(device.threads, batch // 4))
-        self.chunk = min(device.chunk or batch, -(-batch // self.shares))
+        self.shares, self.chunk = cut(device, batch)
         self.columns = self.fit(device, workspace_mb)
 
         rows = batch if training else min(batch, self.shares * self.chunk)
@@ -55,13 +60,14 @@ class Layout:
             if training:
                 self.arrays |= {f"{slot} {name}": (shape, floats) for slot in slots}
                 self.arrays[f"gradient {name}"] = ((self.shares if name.split(".")[0] in self.stack else 1, *shape), floats)
+        for name, layer in net.layers.items():
+            for backward in (False, *([True] if training and name != net.bottom else [])):
+                self.arrays |= {f"prepared {name}.{key}": (shape, floats) for key, shape in layer.prepared(net.inputs[name], backward).items()}
         self.arrays["workspace columns"] = ((self.shares, self.columns), floats)
         if training and clipped:
             self.arrays["workspace norm"] = ((norm_slices(int(np.prod(shape)) for shape in net.parameters().values()),), floats)
             self.arrays["output norm"] = ((2,), floats)
         if training:
-            self.arrays |= {f"prepared {name}.{key}": (shape, floats) for name, layer in net.layers.items() if name != net.bottom
-                            for key, shape in layer.prepared(net.inputs[name]).items()}
             widest = max((int(np.prod(net.outputs[n])) for n in self.stack), default=0)
             self.arrays["workspace stack gradients"] = ((self.shares, 2, self.chunk * widest), floats)
             wide = max([net.classes, *(int(np.prod(shape)) for n in self.tail for shape in (net.inputs[n], net.outputs[n]))])
@@ -76,17 +82,14 @@ class Layout:
             raise UserError(f"--workspace-mb {workspace_mb}: expected megabytes, more than 0")
         for name, layer in net.layers.items():
             shape = net.inputs[name]
-            least, parts = layer.least(shape, self.training and name != net.bottom), layer.split(shape, device.slices) if self.training else 0
-            wanted = layer.workspace(shape) * max(1, min(self.chunk, device.images_at_once(int(np.prod(net.outputs[name])))))
-            if device.tile:
-                wanted = max(least, min(wanted, layer.tile(shape, device.tile) or wanted))
+            least, best = layer.columns(device, shape, self.chunk, self.training, name != net.bottom)
             if workspace_mb is not None and least:
-                allowed = int(workspace_mb * 2**20 / 4 / self.shares) - parts
+                allowed = int(workspace_mb * 2**20 / 4 / self.shares)
                 if allowed < least:
-                    raise UserError(f"--workspace-mb {workspace_mb:g}: {name} needs at least {(least + parts) * 4 * self.shares / 2**20:.1f} MB "
+                    raise UserError(f"--workspace-mb {workspace_mb:g}: {name} needs at least {least * 4 * self.shares / 2**20:.1f} MB "
                                     f"in {self.shares} shares")
-                wanted = min(wanted, allowed)
-            need = max(need, wanted + parts)
+                best = min(best, allowed)
+            need = max(need, best)
         partials = [layer.partials(net.inputs[n], self.chunk if n in self.stack else self.batch) for n, layer in net.layers.items() if not layer.dense]
         return max([need, *partials])
 

@@ -1,6 +1,6 @@
 """A net made runnable: buffers laid out once for a largest batch, launches recorded once for each batch size."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,14 +8,15 @@ import numpy as np
 from .data.augment import Input
 from .device import Array, Device, open_device
 from .errors import UserError
-from .layout import Layout
+from .layout import Layout, cut
 from .limits import free_memory
 from .nets import Net
+from .ops.add import BLOCK, add_parts
 from .ops.augment import FILLS, augment, check_views
-from .ops.conv import BLOCK, add_parts
 from .ops.layer import Site, as_array
 from .ops.softmax import check_labels, cross_entropy_rows, label_rank, softmax_rows, tally
 from .optim import SGD, Adam, clip
+from .tune import settled
 
 
 class Network:
@@ -24,17 +25,18 @@ class Network:
     `parameters`, `velocity` and `gradients` are {name: device array}; `gradients` holds those of the mean loss. `state` is
     all that the optimizer keeps, {"velocity conv1.weight": device array, ...}. device: "auto", "cpu", "cuda", "numpy", or an open one.
     In training, smoothing is that of the labels, class_weights (classes,) what an image's loss is times by its label, and clip_norm the
-    largest norm of all gradients together. most: images that there are at all; a larger batch is not laid out for more, and gives the same
+    largest norm of all gradients together. conv: the algorithm of the convolutions, as minialex.tune takes it. most: images that there are at all; a larger batch is not laid out for more, and gives the same
     results.
     """
 
     def __init__(self, net: Net, device: str | Device, batch: int, *, input: Input | None = None, training: bool = True, optimizer: SGD | Adam = SGD(),
                  smoothing: float = 0.0, class_weights: np.ndarray | None = None, clip_norm: float | None = None, init: str | None = "he", seed: int = 0,
-                 workspace_mb: float | None = None, most: int | None = None) -> None:
+                 workspace_mb: float | None = None, most: int | None = None, conv: str | Mapping[str, Any] = "auto") -> None:
         if batch < 1:
             raise UserError(f"--batch {batch}: a batch has at least one image")
         device = open_device(device)[0] if isinstance(device, str) else device
         totals, batch = batch, min(batch, most or batch)
+        net = settled(net, device, totals, *cut(device, totals), training=training, conv=conv)
         self.net, self.device, self.batch, self.optimizer, self.seed, self.training = net, device, batch, optimizer, seed, training
         self.smoothing, self.clip_norm, self.passed = smoothing, clip_norm, 0      # images of the last pass
         self.layout = Layout(net, device, batch, input=input, training=training, workspace_mb=workspace_mb, slots=optimizer.slots,
@@ -161,6 +163,7 @@ class Network:
         edges = [n * share // shares for share in range(shares + 1)]
         chunks = [[(i, min(i + layout.chunk, to)) for i in range(of, to, layout.chunk)] for of, to in zip(edges, edges[1:])]
 
+        self.prepare(mode, False)
         stack, tail = ([name for name in names if backward or not self.net.layers[name].trained_only] for names in (layout.stack, layout.tail))
         for share in device.parallel(shares):
             for first, last in chunks[share]:
@@ -177,10 +180,7 @@ class Network:
         if not backward:
             return
 
-        for name, layer in self.net.layers.items():
-            if (site := self.site(name, mode, 0, 0, n)).prepared:
-                device.place = f"{name} backward"
-                layer.prepare(device, site)
+        self.prepare(mode, True)
         slopes = self.arrays["workspace dense gradients"]
         dy, bottom = dlogits.reshape(n, *self.net.outputs[list(self.net.layers)[-1]]), self.net.bottom
         for name in reversed(tail):
@@ -229,6 +229,13 @@ class Network:
             for name, total in self.gradients.items():
                 device.place = f"{name.split('.')[0]} update"
                 self.optimizer.update(device, name, self.parameters[name], self.state_of(name), total, self.arrays["input now"])
+
+    def prepare(self, mode: str, backward: bool) -> None:
+        """Launches what a pass takes of the parameters in another form."""
+        for name, layer in self.net.layers.items():
+            if layer.prepared(self.net.inputs[name], backward) and not (backward and name == self.net.bottom):      # of which nobody needs the gradient
+                self.device.place = f"{name} {'backward' if backward else 'forward'}"
+                layer.prepare(self.device, self.site(name, mode, 0, 0, 1), backward)
 
     def state_of(self, name: str) -> dict[str, Array]:
         """{slot: array} of what the optimizer keeps for a parameter."""
@@ -280,7 +287,8 @@ class Network:
         parts = layer.parameters(self.net.inputs[name])
         return Site(x=x, y=y, parameters={p: self.parameters[f"{name}.{p}"] for p in parts},
                     gradients={p: self.gradients[f"{name}.{p}"] for p in parts} if self.training else {},
-                    prepared={k: self.arrays[array] for k in layer.prepared(self.net.inputs[name]) if (array := f"prepared {name}.{k}") in self.arrays},
+                    prepared={k: self.arrays[array] for backward in (False, True) for k in layer.prepared(self.net.inputs[name], backward)
+                              if (array := f"prepared {name}.{k}") in self.arrays},
                     kept={k: self.rows(f"kept {name}.{k}", share, first, last) for k in layer.kept(self.net.inputs[name])},
                     columns=self.arrays["workspace dense"] if layer.dense and self.training else self.arrays["workspace columns"][share], first=first,
                     seed=self.seed, number=layers.index(name), now=self.arrays["input now"])

@@ -33,8 +33,10 @@ from .nets import by
 from .network import Network
 from .ops.augment import FILLS, augment
 from .ops.bias import add_bias, bias_gradient
-from .ops.conv import BLOCK, Conv, add_parts, col2im
+from .ops.add import BLOCK, add_parts
+from .ops.conv import Conv
 from .ops.dense import Dense, cuts
+from .ops.im2col import Im2col, col2im
 from .ops.layer import Site, device_of
 from .ops.softmax import label_rank, tally
 from .optim import SGD
@@ -49,6 +51,8 @@ SHAPES = [
     *CASES,
     ("conv2d", {"x": (1, 21, 33, 3), "w": (7, 5, 3, 9), "b": (9,)}, {"stride": 4}),
     ("conv2d", {"x": (3, 7, 5, 32), "w": (3, 3, 16, 10), "b": (10,)}, {"pad": 1, "groups": 2}),
+    ("conv2d", {"x": (3, 7, 5, 32), "w": (3, 3, 16, 10), "b": (10,)}, {"pad": 1, "groups": 2, "algorithm": "winograd"}),
+    ("conv2d", {"x": (2, 9, 10, 33), "w": (5, 5, 33, 31), "b": (31,)}, {"pad": 2, "algorithm": "winograd"}),
     ("max_pool2d", {"x": (3, 9, 13, 33)}, {"size": 3, "stride": 2, "ceil": True}),
     ("relu", {"x": (7, 333)}, {}), ("local_response_norm", {"x": (5, 97)}, {}), ("dropout", {"x": (5, 777)}, {}),
     ("dense", {"x": (17, 131), "w": (131, 67), "b": (67,)}, {}), ("softmax_cross_entropy", {"x": (5, 1001), "label": (5,)}, {}),
@@ -218,12 +222,13 @@ def memory_bound(device, net, n, kernel, name):
     at = Site(x=noise(device, n, *shape), y=noise(device, n, *out), dy=noise(device, n, *out), dx=noise(device, n, *shape),
               parameters=weights, gradients={part: noise(device, *w.shape) for part, w in weights.items()},
               kept={key: device.zeros((n, *size), dtype) for key, (size, dtype) in layer.kept(shape).items()},
-              columns=noise(device, max(n * layer.workspace(shape), layer.partials(shape, n))),
+              columns=noise(device, max(layer.partials(shape, n), n * Im2col(layer, shape).image if isinstance(layer, Conv) else 0)),
               now=device.array(np.array([0.0, 0.01]), np.float64))
     if kernel in ("im2col", "col2im"):
-        rows, used = n * math.prod(shape[:2]) * layer.groups, at.columns.size // layer.pitch(shape) * layer.fan_in(shape)
-        launch = {"im2col": lambda: layer.launch_im2col(device, at.x, at.columns),
-                  "col2im": lambda: device.launch(col2im, rows, at.columns, at.dx, *layer.geometry(shape))}[kernel]
+        way = Im2col(layer, shape)
+        rows, used = n * math.prod(shape[:2]) * layer.groups, at.columns.size // way.pitch * way.fan_in
+        launch = {"im2col": lambda: way.launch(device, at.x, at.columns),
+                  "col2im": lambda: device.launch(col2im, rows, at.columns, at.dx, *way.geometry())}[kernel]
         return launch, 4 * used + at.x.nbytes, shape
     if kernel == "bias_relu":
         return lambda: add_bias(device, at.y, weights["bias"], True), 2 * at.y.nbytes, out
@@ -257,12 +262,13 @@ def time_product(name, device, net, batch, rows, **timing):
     if isinstance(layer, Conv):
         shares, groups = max(1, min(device.threads, batch // 4)), layer.groups
         images = 1 if device.tile else min(batch // shares, device.images_at_once(math.prod(net.outputs[name])))
-        x = noise(device, shares, images * layer.workspace(shape)).reshape(shares, groups, -1, layer.pitch(shape))
+        way = Im2col(layer, shape)
+        x = noise(device, shares, images * way.image).reshape(shares, groups, -1, way.pitch)
         y, m = noise(device, shares, images, *net.outputs[name]), x.shape[2]
 
         def launch():
             for share in device.parallel(shares):
-                device.gemm(x[share][:, :, :fan_in], layer.grouped(weight), layer.grouped(y[share]))
+                device.gemm(x[share][:, :, :fan_in], way.grouped(weight), way.grouped(y[share]))
     else:
         x, y = noise(device, batch, fan_in), noise(device, batch, layer.features)
 

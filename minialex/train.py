@@ -69,6 +69,8 @@ def parse(arguments):
     run.add_argument("--device", choices=DEVICES, help="default auto: a working GPU, else the CPU")
     run.add_argument("--threads", type=int, help="CPU threads (default: the cores, a container's share of them, or OMP_NUM_THREADS if less)")
     run.add_argument("--workspace-mb", type=float, help="most memory for convolution's columns, all shares together")
+    run.add_argument("--conv", choices=CHOICES["conv"], help="the algorithm of convolutions; auto: for each layer and pass the faster one of im2col "
+                     "and Winograd's, timed once on this machine (default: auto)")
     run.add_argument("--out", metavar="DIR", help="run folder (default: a new one in runs/)")
     run.add_argument("--resume", metavar="RUN", help="continue the run in this folder; only --epochs, --early-stop, --log, --device, "
                      "--threads and a data folder that has moved may be given with it")

@@ -12,7 +12,7 @@ from minialex import functional, gradcheck
 from minialex.device import kernel as as_kernel
 from minialex.errors import UserError
 from minialex.gradcheck import CASES, GradientError, check, check_direction, check_op, compare, to_host
-from minialex.ops import bias, conv, dropout, lrn, pool, relu
+from minialex.ops import bias, dropout, im2col, lrn, pool, relu
 from minialex.ops.layer import device_of
 from minialex.optim import sgd
 
@@ -62,7 +62,7 @@ def all_tied(right, arguments, options):
     """Every element that equals its window's maximum gets dy, not only the first."""
     dy, x, *_ = arguments
     dx, host = np.zeros(x.shape), np.asarray(x)
-    for kh, kw, (oh, ow), (h, w) in conv.taps(*x.shape[1:3], *dy.shape[1:3], 3, 3, 2, 2, 0, 0):
+    for kh, kw, (oh, ow), (h, w) in im2col.taps(*x.shape[1:3], *dy.shape[1:3], 3, 3, 2, 2, 0, 0):
         dx[:, h, w] += np.where(host[:, h, w] == functional.max_pool2d(x, 3, stride=2, device="numpy")[:, oh, ow], dy[:, oh, ow], 0)
     return dx
 
@@ -136,7 +136,7 @@ def sums_forgotten(rows, partial, db, count, accumulate):
 
 
 def flipped_taps(rows, columns, dx, *more):
-    conv_col2im(rows, columns, dx, *more)
+    right_col2im(rows, columns, dx, *more)
     dx[...] = dx[:, ::-1]
 
 
@@ -154,12 +154,12 @@ def drawn_once_more(rows, x, count, first, threshold, scale, seed, layer, now):
 
 
 drawn_once_more.calls = 0
-conv_col2im, pool_backward, dropout_mask = conv.col2im.reference, pool.max_pool_backward.reference, dropout.dropout_in_place.reference
+right_col2im, pool_backward, dropout_mask = im2col.col2im.reference, pool.max_pool_backward.reference, dropout.dropout_in_place.reference
 
 
 @pytest.mark.parametrize("kernel, reference, case", [
     (lrn.lrn_backward, lrn_first_term_only, LRN), (bias.sum_partials, sums_forgotten, ("dense", {"x": (40, 3), "w": (3, 2), "b": (2,)}, {})),
-    (conv.col2im, flipped_taps, CONV), (pool.max_pool_backward, one_early, POOL), (relu.relu_backward_in_place, mask_of_dy, ("relu", {"x": (3, 11)}, {})),
+    (im2col.col2im, flipped_taps, CONV), (pool.max_pool_backward, one_early, POOL), (relu.relu_backward_in_place, mask_of_dy, ("relu", {"x": (3, 11)}, {})),
     (dropout.dropout_in_place, drawn_once_more, DROPOUT),
 ], ids=lambda v: getattr(v, "__name__", ""))
 def test_a_bug_in_a_kernels_reference_is_caught(monkeypatch, cpu, kernel, reference, case):

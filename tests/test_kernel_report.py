@@ -11,12 +11,14 @@ from simt.trace import Trace
 from minialex.device.kernel import declarations, sources
 from minialex.nets import Net, build
 from minialex.ops.conv import Conv
+from minialex.ops.im2col import Im2col
 from minialex.ops.dense import Dense
 from minialex.ops.dropout import Dropout
 from minialex.ops.lrn import LRN
 from minialex.ops.pool import MaxPool
 from minialex.ops.relu import ReLU
 from minialex.ops.softmax import softmax_rows
+from minialex.ops.winograd import winograd_filter_gradient
 from minialex.optim import adam, clip_factor, scale_gradient, squares
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,16 +36,18 @@ def traced():
 
 @pytest.fixture(scope="module")
 def planned():
-    return {name: [report.plan(name, 128, chip) for chip in report.CHIPS] for name in NAMES}
+    """{(net, convolution): a step on each chip}"""
+    return {(name, conv): [report.plan(name, 128, chip, conv=conv) for chip in report.CHIPS] for name in NAMES for conv in report.CONVOLUTIONS}
 
 
 @traced_only
 def test_the_bytes_that_a_launch_needs_are_those_that_it_touches(monkeypatch):
     """Windows that leave pixels out and padding are counted, but for elements that become zero whatever they are: those are not looked at."""
-    layers = {"conv1": Conv(16, 5, stride=2, pad=(1, 2)), "norm1": LRN(), "pool1": MaxPool(2, 3), "conv2": Conv(24, (3, 2), pad=1, groups=2),
+    layers = {"conv1": Conv(16, 5, stride=2, pad=(1, 2)), "blocks": Conv(16, 6, stride=2, pad=2, algorithm="winograd"), "norm1": LRN(), "pool1": MaxPool(2, 3), "conv2": Conv(24, (3, 2), pad=1, groups=2),
+              "tiles3": Conv(70, 3, pad=((2, 0), (1, 1)), groups=2, algorithm="winograd"), "tiles5": Conv(24, 5, pad=2, algorithm="winograd"),
               "conv3": Conv(16, 2, stride=3, relu=False), "relu3": ReLU(), "pool3": MaxPool(2, 1, pad=1), "fc": Dense(300), "drop": Dropout(0.5),
               "last": Dense(7, relu=False)}
-    monkeypatch.setattr(report.nets, "build", lambda name: Net(layers, 35, name))
+    monkeypatch.setattr(report.nets, "build", lambda name: Net(layers, 67, name))
     trace, seen = Trace(), set()
 
     def compare(launch):
@@ -63,6 +67,7 @@ def test_the_bytes_that_a_launch_needs_are_those_that_it_touches(monkeypatch):
     compare(device.bind(adam, 2, (*(device.zeros((300,)) for _ in range(4)), 300, device.zeros((2,), np.float64), 0.1, 0.001, 1e-7)))
     compare(device.bind(squares, 3, (device.zeros((9000,)), device.zeros((3,)), 9000)))
     compare(device.bind(clip_factor, 1, (device.zeros((70,)), device.zeros((2,)), 70, 1.0)))
+    compare(device.bind(winograd_filter_gradient, 5 * 3, (device.zeros((36 * 5 * 70,)), device.zeros((3, 3, 5, 70)), 4, 3, 1, 70, 5 * 70, 0, 1)))
     compare(device.bind(scale_gradient, 2, (device.zeros((300,)), device.zeros((2,)), 300)))
     assert seen == set(report.NEEDED) == {name for file in sources().glob("*.cu") for name in declarations(file)}
 
@@ -70,30 +75,31 @@ def test_the_bytes_that_a_launch_needs_are_those_that_it_touches(monkeypatch):
 @traced_only
 @pytest.mark.parametrize("name", NAMES)
 def test_what_moves_many_bytes_uses_its_sectors(traced, planned, name):
-    """Of kernels and places with over 1 % of the kernels' bytes. augment reads bytes, whose lines start anywhere; the page has its cost."""
-    every = [report.pairs(of) for of in planned[name]]
+    """Of kernels and places with over 1 % of the kernels' bytes. The lines of bytes that augment reads and the runs of 12 floats
+    that winograd_blocks reads start anywhere; the page has their cost."""
+    every = [report.pairs(of) for conv in report.CONVOLUTIONS for of in planned[name, conv]]
+    assert {at for of in every for at in of} == set(traced[name])
     for of in every:
-        assert set(of) == set(traced[name])
         whole, judged = sum(launch.bytes for own in of.values() for launch in own), 0
         for at, own in of.items():
             if sum(launch.bytes for launch in own) > 0.01 * whole:
                 judged += 1
                 assert traced[name][at][0].distinct_efficiency >= 0.90, at
-                assert traced[name][at][0].instruction_efficiency >= 0.85 or at[1] == "augment", at
+                assert traced[name][at][0].instruction_efficiency >= 0.85 or at[1] in ("augment", "winograd_blocks"), at
             assert own[0].rows >= report.MANY_WARPS or at[1] in report.FEW, f"{at}: few warps, and no reason"
         assert judged > 15
 
 
 @traced_only
-def test_a_chain_scaled_to_the_batch_is_that_of_the_batch():
+def test_a_chain_scaled_to_the_batch_is_that_of_the_batch(traced):
     """bias_backward's lanes go through a slice for each 32 of its channels, sum_partials' through every 32nd slice."""
-    trace, traced = Trace(), report.trace("half")
+    trace = Trace()
     for launch in report.plan("half", 48, report.CHIPS[-1]):
         if launch.place == "conv5 backward" and launch.name in ("bias_backward", "sum_partials"):
             kernel, arguments = launch.call
             trace.rows_at_most = 8
             trace.launch(kernel, launch.rows, *arguments)
-            assert trace.last.chain == pytest.approx(report.chain(launch, traced), rel=0.1)
+            assert trace.last.chain == pytest.approx(report.chain(launch, traced["half"]), rel=0.1)
 
 
 def test_a_plan_has_the_products_of_a_step():
@@ -105,14 +111,14 @@ def test_a_plan_has_the_products_of_a_step():
         if isinstance(layer, Dense):
             assert [len(of) for of in own] == [1, 2] and not any(launch.columns for of in own for launch in of)
         elif isinstance(layer, Conv):      # 8 images fit at once: forward; a weight gradient in slices, and of the images left over; dx
-            rest = 8 % min(8, layer.slices(net.inputs[name], report.Plan(report.CHIPS[0]).slices)) > 0
+            rest = 8 % min(8, Im2col(layer, net.inputs[name]).slices(report.Plan(report.CHIPS[0]))) > 0
             assert [len(of) for of in own] == [1, 1 + rest + (name != "conv1")] and all(launch.columns for of in own for launch in of)
         products += sum(map(len, own))
     assert products == sum(launch.name == "gemm" for launch in launches)
 
 
 def test_fewer_bytes_and_faster_products_never_take_longer(planned):
-    launch = max((launch for launch in planned["half"][0] if launch.name == "gemm"), key=lambda launch: launch.flop)
+    launch = max((launch for launch in planned["half", "im2col"][0] if launch.name == "gemm"), key=lambda launch: launch.flop)
     chip, base = report.CHIPS[0], report.seconds(launch, report.CHIPS[0], {})
     assert base >= launch.flop / chip.fp32 and base >= launch.bytes / chip.bandwidth
     for how in ("fused", "tf32", "half", "cached"):
@@ -129,9 +135,10 @@ def test_occupancy_is_that_of_nvidias_calculator():
 def test_the_page_is_what_the_report_writes(planned, name):
     """Its launches and bytes; times and registers depend on compilers."""
     page = (ROOT / "docs" / "kernels.md").read_text()
-    part = page[page.index(f"### {name} by kernel, predicted"):page.index(f"### {name} by place, predicted")]
-    rows = [tuple(cell.strip() for cell in line.split("|")[1:4]) for line in part.splitlines() if line.startswith("| ")][1:-1]
-    assert rows == report.by_kernel(planned[name])
+    for conv, called in report.CONVOLUTIONS.items():
+        part = page[page.index(f"### {name}, {called} by kernel, predicted"):page.index(f"### {name}, {called} by place, predicted")]
+        rows = [tuple(cell.strip() for cell in line.split("|")[1:4]) for line in part.splitlines() if line.startswith("| ")][1:-1]
+        assert rows == report.by_kernel(planned[name, conv])
     assert all("predicted" in line.lower() for line in page.splitlines() if line.startswith("#") and "how" not in line)
     assert "no reason known" not in page and (ROOT / "docs" / "kernels.png").stat().st_size > 10_000
     assert np.all([f"\n| {kernel} |" in page for file in sources().glob("*.cu") for kernel in declarations(file)])

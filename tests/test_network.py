@@ -257,7 +257,7 @@ def test_any_batch_on_any_number_of_cores(truths, batch, threads):
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_smaller_workspace_changes_rounding_only(truths, threads):
     net, device = mini(), CPU(threads)
-    least = max(net.layers[k].least(net.inputs[k], k != "conv1") for k in ("conv1", "conv2")) * 4 * min(threads, 3) / 2**20
+    least = max(net.layers[k].columns(device, net.inputs[k], 4, True, k != "conv1")[0] for k in ("conv1", "conv2")) * 4 * min(threads, 3) / 2**20
     sizes = []
     for megabytes in (None, 2.5 * least, 1.0001 * least):
         own = network(net, device, 13, workspace_mb=megabytes)

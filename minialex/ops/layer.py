@@ -28,8 +28,8 @@ class Site:
     gradients: dict[str, Array] = field(default_factory=dict)
     accumulate: bool = False         # add to the parameters' gradients
     kept: dict[str, Array] = field(default_factory=dict)     # what forward leaves for backward
-    prepared: dict[str, Array] = field(default_factory=dict) # what `prepare` leaves for backward
-    columns: Array = None            # workspace of at least `workspace(shape)` floats
+    prepared: dict[str, Array] = field(default_factory=dict) # what `prepare` leaves for a pass
+    columns: Array = None            # workspace, as `columns` and `partials` ask for
     first: int = 0                   # place of x[0] in the batch
     seed: int = 0
     number: int = 0                  # the layer's number, for its random stream
@@ -101,28 +101,17 @@ class Layer:
         """{name: (shape per image, dtype)} of what forward leaves for backward besides y."""
         return {}
 
-    def prepared(self, shape: Shape) -> dict[str, Shape]:
-        """{name: shape} of what `prepare(device, site)` makes of the parameters before a backward pass, once for all its images."""
+    def prepared(self, shape: Shape, backward: bool) -> dict[str, Shape]:
+        """{name: shape} of what `prepare(device, site, backward)` makes of the parameters before a pass, once for all its images."""
         return {}
 
-    def workspace(self, shape: Shape) -> int:
-        """Floats of `columns` for one image."""
-        return 0
-
-    def least(self, shape: Shape, dx: bool) -> int:
-        """Floats of `columns` without which the layer cannot work; dx: whether the input's gradient is wanted."""
-        return 0
-
-    def tile(self, shape: Shape, tile: int | None) -> int | None:
-        """Floats of `columns` that are best where `tile` floats stay in cache; None: as many as there is room for."""
-        return tile
+    def columns(self, device: Device, shape: Shape, images: int, training: bool, dx: bool) -> tuple[int, int]:
+        """Floats of workspace, the least without which the layer cannot work and the best where it takes `images` at a time; training: with
+        backward, dx: with the input's gradient."""
+        return 0, 0
 
     def partials(self, shape: Shape, images: int) -> int:
         """Floats of `columns` that backward needs at least for `images` images."""
-        return 0
-
-    def split(self, shape: Shape, slices: Callable[[int], int]) -> int:
-        """Floats of `columns`, besides those of its images, for the parts of a sliced sum; slices as Device.slices."""
         return 0
 
     def macs(self, shape: Shape) -> int:
@@ -133,7 +122,7 @@ class Layer:
         """Launches y from x."""
         raise NotImplementedError
 
-    def prepare(self, device: Device, at: Site) -> None:
+    def prepare(self, device: Device, at: Site, backward: bool) -> None:
         """Launches what is `prepared`."""
         raise NotImplementedError
 
@@ -223,7 +212,9 @@ def run_alone(layer: Layer, device: str | Device, x: Array, dy: Array = None, pa
                 now=device.array(np.array([step, 0.0]), np.float64), **more)
     site.y = site.x if layer.in_place else device.empty((n, *out), floats)
     site.kept = {k: device.empty((n, *s), d) for k, (s, d) in layer.kept(shape).items()}
-    site.columns = device.empty((max(layer.workspace(shape) * max(n, 1) + layer.split(shape, device.slices), layer.partials(shape, n)),), floats)
+    _, columns = layer.columns(device, shape, max(n, 1), dy is not None, True)
+    site.columns = device.empty((max(columns, layer.partials(shape, n)),), floats)
+    ready(layer, device, site, False)
     if n:
         layer.forward(device, site)
     if dy is not None:
@@ -232,13 +223,18 @@ def run_alone(layer: Layer, device: str | Device, x: Array, dy: Array = None, pa
         site.dy = put(device, dy)
         site.gradients = {k: device.zeros(v.shape, floats) for k, v in site.parameters.items()}
         site.dx = site.dy if layer.in_place else device.empty((n, *shape), floats)
-        site.prepared = {k: device.empty(s, floats) for k, s in layer.prepared(shape).items()}
+        ready(layer, device, site, True)
         if n:
-            if site.prepared:
-                layer.prepare(device, site)
             layer.backward(device, site)
     device.synchronize()
     return site
+
+
+def ready(layer: Layer, device: Device, site: Site, backward: bool) -> None:
+    """Makes and launches what a pass of one layer takes `prepared`."""
+    site.prepared = {k: device.empty(s, device.float) for k, s in layer.prepared(site.x.shape[1:], backward).items()}
+    if site.prepared:
+        layer.prepare(device, site, backward)
 
 
 def put(device: Device, array: Array) -> Array:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..device import Array, Device, kernel
-from .conv import taps
+from .im2col import taps
 from .layer import Layer, Shape, Site, as_array, on_arrays, run_alone
 from .window import Extent, Pad, Window, frozen, image, known
 

@@ -85,7 +85,8 @@ class Run:
             if network is None or network.batch < batch:
                 checkpoint.require(self.checkpoint)      # before anything is compiled
                 self._network = network = None      # its memory goes first
-                network = Network(self.net, self.device, batch, input=self.input, training=False, init=None)
+                network = Network(self.net, self.device, batch, input=self.input, training=False, init=None,
+                                  conv=self.config.get("convolutions", "auto"))      # for the figures that training has told
                 checkpoint.restore(self.checkpoint, network)
                 network.load_mean(self._kept.mean(self.input))
                 self._network = network

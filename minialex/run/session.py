@@ -9,7 +9,7 @@ from importlib.metadata import version
 
 import numpy as np
 
-from .. import nets
+from .. import nets, tune
 from ..data import duplicates
 from ..data.augment import Input, measure
 from ..data.folder import drawn_fraction, open_data
@@ -88,7 +88,8 @@ class Session:
         if config:
             self.warn_of_differences(config)
         resumed = config and self.has_checkpoint()
-        network = self.network_of(net, train, not resumed, max(len(train), len(val)))
+        conv = (config or {}).get("convolutions", options["conv"])      # a resumed run goes on as it began
+        network = self.network_of(net, train, not resumed, max(len(train), len(val)), conv)
         train, val = self.loaders(train, val)
         schedule = Schedule(options["schedule"], options["lr"], len(train), options["epochs"])
         self.trainer = Trainer(network, train, val, schedule, epochs=options["epochs"], seed=options["seed"], early_stop=options["early_stop"], bar=self.bar)
@@ -135,18 +136,19 @@ class Session:
             return asked
         return config["threads"] if config["threads"] <= cores() else None
 
-    def network_of(self, net, train, drawn, most):
-        """The network to train; drawn: with its first weights; most: images of a batch at most, however large it is to be."""
+    def network_of(self, net, train, drawn, most, conv):
+        """The network to train; drawn: with its first weights; most: images of a batch at most, however large it is to be; conv: as in Network."""
         options, weights = self.options, None
         if options["class_weights"] == "balanced":
             weights = balanced(np.asarray(train.labels), net.classes)
             self.tell("weights", ", ".join(f"{weights[k]:.3g} of class {shown(train.classes[k])}" for k in dict.fromkeys((weights.argmin(), weights.argmax()))))
         network = Network(net, self.device, options["batch"], input=self.input, optimizer=optimizer_of(options), smoothing=options["label_smoothing"],
                           class_weights=weights, clip_norm=options["clip_norm"], init=options["init"] if drawn else None, seed=options["seed"],
-                          workspace_mb=options["workspace_mb"], most=most)
+                          workspace_mb=options["workspace_mb"], most=most, conv=conv)
+        self.config["convolutions"] = tune.algorithms(network.net)
         network.load_mean(self.mean)
         self.tell("net", f"{net.name}, {net.size}x{net.size}, {net.count():,} parameters, {net.macs() / 1e9:.3f} GMAC per image; "
-                  f"a step of {network.batch} takes {network.layout.bytes() / 2**20:,.0f} MB")
+                  f"a step of {network.batch} takes {network.layout.bytes() / 2**20:,.0f} MB" + tune.told(network.net))
         kept, left = sum(map(network.layout.bytes, ("parameter ", *optimizer_of(options).slots))), free_memory()
         more = 2 * kept + LEAST_AHEAD * network.layout.bytes("input images") + REPORT      # a checkpoint is copied, and put together
         if left is not None and left < more:

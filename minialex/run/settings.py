@@ -7,6 +7,7 @@ import time
 from numbers import Integral, Real
 from pathlib import Path
 
+from .. import tune
 from ..data.augment import Input
 from ..errors import UserError
 from ..optim import SGD, Adam, Schedule
@@ -14,11 +15,12 @@ from . import board
 from .folder import RunFolder
 from .recipes import RECIPES
 
-# Options that came later, and what a run has that was begun before there were these: nothing of the kind.
+# Options that came later, and what a run has that was begun before there were these: nothing of the kind, and the one algorithm there was.
 NEUTRAL = {"val_fraction": None, "clip_norm": None, "class_weights": "none", "early_stop": 0, "log": "none"}
+OLDER = NEUTRAL | {"conv": "im2col"}
 DEFAULTS = {"net": "half", "epochs": 30, "batch": 64, "lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4, "schedule": "cosine,warmup:1",
             "seed": 0, "init": "he", "form": "2012", "workspace_mb": None, "size": None, "side": None, "fit": None, "augment": "",
-            "optimizer": "sgd", "bias_lr": 1.0, "bias_decay": 0.0, "label_smoothing": 0.0, "drop_last": False, **NEUTRAL}
+            "optimizer": "sgd", "bias_lr": 1.0, "bias_decay": 0.0, "label_smoothing": 0.0, "drop_last": False, "conv": "auto", **NEUTRAL}
 # All that can be asked for.
 OPTIONS = "data", "train", "val", "device", "threads", "recipe", *DEFAULTS
 INTEGERS = "epochs", "batch", "size", "side", "threads", "seed", "early_stop"
@@ -26,7 +28,7 @@ NUMBERS = "lr", "momentum", "weight_decay", "bias_lr", "bias_decay", "label_smoo
 SGD_ONLY = "momentum", "weight_decay", "form", "bias_lr", "bias_decay"
 SHAPES_DEFAULTS = {"epochs": 8, "batch": 32, "size": 98}       # reaches 97 % on the built-in set in a minute on two cores
 CHOICES = {"fit": ("crop", "squash"), "optimizer": ("sgd", "adam"), "form": ("2012", "torch"), "init": ("he", "published", "2012-code"),
-           "class_weights": ("none", "balanced"), "log": ("none", "tensorboard")}
+           "class_weights": ("none", "balanced"), "conv": tune.CHOICES, "log": ("none", "tensorboard")}
 ANEW = "epochs", "early_stop", "log", "device", "threads"
 RESUMED = *ANEW, "data", "train", "val"       # what may be asked for anew when a run is resumed
 
@@ -88,7 +90,7 @@ def resumed(given, folder):
         if value is not None and name not in RESUMED:
             raise UserError(f"--{name.replace('_', '-')} cannot be given with --resume, which takes it from the run's config.json")
     config = folder.config()
-    config["options"] |= {name: value for name, value in NEUTRAL.items() if name not in config["options"]}
+    config["options"] |= {name: value for name, value in OLDER.items() if name not in config["options"]}
     missing = [name for name in given if name not in config["options"]]
     if missing:
         raise UserError(f"{folder.path / 'config.json'} lacks the option {missing[0]}: it is of another version of minialex, which can still continue the run")

@@ -6,7 +6,9 @@ import pytest
 from minialex.functional import col2im, conv2d, conv2d_backward, im2col
 from minialex.gradcheck import check_op, compare, to_host
 from minialex.ops.bias import slices
-from minialex.ops.conv import BLOCK, Conv, add_parts
+from minialex.ops.add import BLOCK, add_parts
+from minialex.ops.conv import Conv
+from minialex.ops.im2col import Im2col
 from minialex.ops.layer import device_of, run_alone
 
 CASES = {                # x, w, options
@@ -103,12 +105,13 @@ def test_gradients_accumulate_over_pieces_of_the_batch(device, monkeypatch):
     x, w, b, dy = (random.standard_normal(s).astype(np.float32) for s in ((5, 6, 6, 4), (3, 3, 2, 6), (6,), (5, 4, 4, 6)))
     layer, truth = Conv(6, 3, groups=2), run_alone(Conv(6, 3, groups=2), "numpy", x, dy, {"weight": w, "bias": b})
     site = run_alone(layer, device, x, dy, {"weight": w, "bias": b})
-    image = layer.workspace((6, 6, 4))
+    way = Im2col(layer, (6, 6, 4))
+    image = way.image
     for images, tile, pieces in ((1, None, 5), (2, None, 3), (3, None, 2), (2, image, 5), (1, image // 2, 10), (1, 3 * image // 4, 10), (1, 1, 20)):
         monkeypatch.setattr(device, "tile", tile, raising=False)
-        monkeypatch.setattr(layer, "tile", lambda shape, tile, rows=0: max(tile, image // 4) if tile else None)
+        monkeypatch.setattr(Im2col, "tile", lambda self, device, rows=0: max(device.tile, image // 4) if device.tile else 1 << 62)
         site.columns, site.dy = device.zeros((image * images,)), device.array(dy)
-        assert len(layer.pieces(device, site)) == pieces
+        assert len(way.pieces(device, site, site.columns.size)) == pieces
         site.accumulate = False
         layer.forward(device, site)
         layer.backward(device, site)

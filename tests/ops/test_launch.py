@@ -14,7 +14,7 @@ from minialex import optim
 from minialex.device.cpu import CPU
 from minialex.device.kernel import Kernel, declarations, sources
 from minialex.gradcheck import to_host
-from minialex.ops.conv import BLOCK, add_parts
+from minialex.ops.add import BLOCK, add_parts
 from minialex.ops.dropout import dropout_in_place
 from minialex.ops.softmax import cross_entropy_rows
 

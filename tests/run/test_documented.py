@@ -13,7 +13,7 @@ def names_in(value, below=""):
     """The dotted names of what a JSON text holds; of a dict whose keys are layers, splits or options, `*` stands for each."""
     for key, item in value.items():
         name = below + key
-        if name in ("input", "options", "machine"):
+        if name in ("input", "options", "machine", "convolutions"):
             yield f"{name}.*"
         elif isinstance(item, dict) and name.split(".")[-1] != "left_out":
             nested = {"*": part for part in item.values()} if name == "layers" else item

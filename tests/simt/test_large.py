@@ -14,10 +14,14 @@ import pytest
 from simt.device import SIMT, why_not
 
 from minialex.ops import augment, bias, dropout, relu, softmax
-from minialex.ops.conv import BLOCK as PARTS_BLOCK
-from minialex.ops.conv import Conv, add_parts, col2im, im2col
+from minialex.ops.add import BLOCK as PARTS_BLOCK
+from minialex.ops.add import add_parts
+from minialex.ops.conv import Conv
+from minialex.ops.im2col import Im2col, col2im, im2col
 from minialex.ops.lrn import lrn, lrn_backward
 from minialex.ops.pool import MaxPool, max_pool, max_pool_backward
+from minialex.ops.winograd import (strips, winograd_blocks, winograd_filter, winograd_filter_gradient, winograd_input, winograd_output, winograd_pixels,
+                                   winograd_spread)
 from minialex.optim import BLOCK, SLICE, adam, scale_gradient, sgd, squares
 
 MANY = 2**31
@@ -53,14 +57,43 @@ def pool(kernel):
 
 def conv(kernel, groups, channels, size, window, pad):
     layer, shape = Conv(groups, window, 1 if pad else 4, pad, groups), (size, size, channels)
-    (height, width, _), pitch, strip = layer.output(shape), layer.pitch(shape), layer.strip(shape)
+    way = Im2col(layer, shape)
+    (height, width, _), pitch, strip = way.out, way.pitch, way.strip
 
     def launch(n, array):
         x, columns = array(n, *shape), array(groups, n, height, width, pitch)
         if kernel is im2col:
-            return im2col, groups * n * height * -(-width // strip), (x, columns, *layer.geometry(shape), strip)
-        return col2im, n * size * size * groups, (columns, x, *layer.geometry(shape))
+            return im2col, groups * n * height * -(-width // strip), (x, columns, *way.geometry(), strip)
+        return col2im, n * size * size * groups, (columns, x, *way.geometry())
     return MANY // (height * width * pitch * groups) + 2, launch
+
+
+def tiles(kernel):
+    """F(4x4, 3x3) of 13 x 13 pixels, 2 groups of 64 channels: 4 x 4 tiles an image."""
+    def launch(n, array):
+        x, planes, form = array(n, 13, 13, 128), array(72, n, 16, 64), (4, 3, 13, 13, 128, 4, 4)
+        if kernel is winograd_output:
+            return kernel, n * 32, (planes, x, drawn((128,)), *form, 2, n * 1024, 1, 1)
+        return kernel, n * 32, (x, planes, *form, *(1, 1) * (kernel is winograd_input), 2, n * 1024)
+    return MANY // (6 * 2 * 1024) + 2, launch      # where a step down a column of planes is that many
+
+
+def filters(kernel):
+    """Of 3 x 3 and 64 filters, with as many channels as it takes."""
+    def launch(n, array):
+        w, planes, rows = array(9, n, 64), array(36, n, 64), n * strips(64)
+        if kernel is winograd_filter:
+            return kernel, rows, (w, planes, 4, 3, 1, 64, 0, 64, n * 64, n * 64, 1)
+        return kernel, rows, (planes, w, 4, 3, 1, 64, n * 64, 1, 1)
+    return MANY // (6 * 64) + 2, launch
+
+
+def blocks(kernel):
+    """14 x 14 of 4 x 4 pixels, from (0, -1) on."""
+    def launch(n, array):
+        x, made, geometry = array(n, 55, 55, 96), array(n, 14, 14, 16 * 96), (4, 55, 55, 96, 14, 14, 0, 1)
+        return (kernel, n * 14 * 14, (x, made, *geometry)) if kernel is winograd_blocks else (kernel, n * 55 * 55, (made, x, *geometry, 1))
+    return MANY // (55 * 55 * 96) + 2, launch
 
 
 def flat(kernel, *rest, arrays, block):
@@ -85,6 +118,9 @@ CASES = {
     "max_pool": pool(max_pool), "max_pool_backward": pool(max_pool_backward),
     "im2col of 3 channels": conv(im2col, 1, 3, 227, 11, 0), "im2col of groups": conv(im2col, 2, 96, 27, 5, 2),
     "col2im": conv(col2im, 1, 3, 227, 11, 0), "col2im of groups": conv(col2im, 2, 96, 27, 5, 2),
+    **{kernel.name: tiles(kernel) for kernel in (winograd_input, winograd_spread, winograd_output)},
+    **{kernel.name: blocks(kernel) for kernel in (winograd_blocks, winograd_pixels)},
+    **{kernel.name: filters(kernel) for kernel in (winograd_filter, winograd_filter_gradient)},
     "relu_in_place": flat(relu.relu_in_place, arrays=1, block=relu.BLOCK),
     "relu_backward_in_place": flat(relu.relu_backward_in_place, arrays=2, block=relu.BLOCK),
     "adam": flat(adam, NOW, 0.1, 0.001, 1e-7, arrays=4, block=BLOCK),

@@ -10,6 +10,8 @@ from minialex import functional as F
 from minialex.device.kernel import Kernel, sources
 from minialex.ops.bias import add_bias, bias_gradient, bias_partials
 from minialex.ops.softmax import label_rank
+from minialex.ops.winograd import (FORMS, pitch_of, strips, winograd_blocks, winograd_filter, winograd_filter_gradient, winograd_input,
+                                   winograd_output, winograd_pixels, winograd_spread)
 
 FAULTS = sources().parent / "tests" / "simt" / "faults.cu"
 ASCENDING, DESCENDING, PERMUTED = ORDERS.values()
@@ -164,6 +166,31 @@ def rank(device):
     return out
 
 
+def winograd(device, m, r, groups=2, own=35):
+    """What each kernel of the form makes of images of 7 x 6 pixels, and of `own` filters of as many channels."""
+    channels, pitch, weights = groups * own, pitch_of(2 * -(-7 // m) * -(-6 // m) * own), pitch_of(own * own)
+    tiles, rows, values = 2 * -(-7 // m) * -(-6 // m) * groups, groups * own * strips(own), (m + r - 1) ** 2 * groups
+    x, w = device.array(drawn(2, 7, 6, channels)), device.array(drawn(r, r, own, channels))
+    made = [device.zeros(values * floats) for floats in (pitch, pitch, weights, weights)]
+    form, image, y, dw = (m, r), (7, 6, channels, -(-7 // m), -(-6 // m)), device.empty(x.shape), [device.array(drawn(r, r, own, channels)) for _ in range(2)]
+    device.launch(winograd_input, tiles, x, made[0], *form, *image, 1, 2, groups, pitch)
+    device.launch(winograd_spread, tiles, x, made[1], *form, *image, groups, pitch)
+    device.launch(winograd_output, tiles, device.array(drawn(values * pitch)), y, device.array(drawn(channels)), *form, *image, groups, pitch, 1, 1)
+    for turned in (0, 1):
+        device.launch(winograd_filter, rows, w, made[2 + turned], *form, groups, own, own, channels, own * channels, weights, turned)
+        device.launch(winograd_filter_gradient, rows, device.array(drawn(values * weights)), dw[turned], *form, groups, channels, weights, turned, 1)
+    return *made, y, *dw
+
+
+def blocks(device, channels):
+    """3 x 3 blocks of 4 x 4 pixels, of images of 9 x 7 from (-2, -3) on; and images that such blocks are added to."""
+    shape = 4, 9, 7, channels, 3, 3, 2, 3
+    made, x = device.empty((2, 3, 3, 16 * channels)), device.array(drawn(2, 9, 7, channels))
+    device.launch(winograd_blocks, 2 * 3 * 3, device.array(drawn(2, 9, 7, channels)), made, *shape)
+    device.launch(winograd_pixels, 2 * 9 * 7, device.array(drawn(*made.shape)), x, *shape, 1)
+    return made, x
+
+
 X = drawn(2, 9, 7, 33)
 POOLS = {"3/2": {"size": 3, "stride": 2}, "hanging over": {"size": (2, 3), "stride": (1, 2), "pad": 1}, "ceil": {"size": 3, "stride": 3, "ceil": True}}
 CONVS = {"11/4": {"stride": 4, "pad": (3, 5)}, "groups": {"groups": 3, "pad": ((1, 2), (0, 3))}, "33 groups": {"groups": 33, "stride": (1, 3)}}
@@ -179,6 +206,7 @@ EQUAL = {         # the same operations in the same order, none of which a compi
     "relu_backward": lambda d: F.relu_backward(drawn(*X.shape), X, device=d),
     "dropout": lambda d: F.dropout(X, p=0.3, seed=2**63 + 5, device=d),
     "rank": rank,
+    **{f"blocks of {channels} channels": lambda d, c=channels: blocks(d, c) for channels in (3, 37)},
 }
 CLOSE = {         # fused multiply-adds, or sums over lanes, whose order differs
     **{f"lrn {size} {beta}": lambda d, s=size, b=beta: F.local_response_norm(X, s, alpha=0.8, beta=b, device=d)
@@ -187,6 +215,7 @@ CLOSE = {         # fused multiply-adds, or sums over lanes, whose order differs
     **{f"lrn_backward {size} {beta}": lambda d, s=size, b=beta: F.local_response_norm_backward(drawn(*X.shape), X, s, alpha=0.8, beta=b, device=d)
        for size, beta in ((5, 0.75), (1, 0.5), (63, 1.0), (7, 0.3))},
     "lrn_backward of 263 channels": lambda d: F.local_response_norm_backward(drawn(3, 263), drawn(3, 263), 9, alpha=0.8, device=d),
+    **{f"winograd of {r}x{r}": lambda d, m=m, r=r: winograd(d, m, r) for r, m in FORMS.items()},
     "bias": lambda d: bias(d, False, 67, 131),
     "bias with relu": lambda d: bias(d, True, 35, 263),
     **{f"sgd {form}": lambda d, f=form: F.sgd_update(drawn(2051), drawn(2051), drawn(2051), lr=0.1, weight_decay=0.01, form=f, device=d)

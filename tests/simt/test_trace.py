@@ -8,6 +8,7 @@ from simt.trace import COUNTS, WAYS, Trace, TraceError
 from minialex import functional as F
 from minialex.device.kernel import Kernel, declarations, sources
 from minialex.ops.bias import add_bias
+from minialex.ops.winograd import pitch_of, winograd_input, winograd_output
 
 FAULTS = sources().parent / "tests" / "simt" / "trace_faults.cu"
 READ, WRITTEN = ([count + way for count in COUNTS] for way in WAYS)
@@ -118,6 +119,27 @@ def test_im2col_of_5x5_windows(trace):
     assert counts(trace, "x", READ) == [25 * 3200, 25 * 25, 25 * 3200, 25 * 100, 81 * 128, 81 * 4]
     assert counts(trace, "columns", WRITTEN) == [25 * 3200, 25 * 25, 25 * 3200, 25 * 100, 25 * 3200, 25 * 100]
     assert trace.last.chain == 25
+
+
+def test_winograd_input_of_tiles_that_hang_over(trace):
+    """F(4x4, 3x3) of 7 x 9 pixels and 96 channels from (-1, -1) on: 2 x 3 tiles have 5 + 4 of the rows and 5 + 6 + 2 of the columns."""
+    pitch, pixels = pitch_of(6 * 96), (5 + 4) * (5 + 6 + 2)
+    trace.launch(winograd_input, 6, trace.array(drawn(1, 7, 9, 96)), trace.empty(36 * pitch), 4, 3, 7, 9, 96, 2, 3, 1, 1, 1, pitch)
+    assert counts(trace, "x", READ) == [pixels * 384, pixels * 3, pixels * 384, pixels * 12, 63 * 384, 63 * 12]
+    written = 6 * 36
+    assert counts(trace, "planes", WRITTEN) == [written * 384, written * 3, written * 384, written * 12, written * 384, written * 12]
+    assert trace.last.chain == 5 * 6 * 3      # of the tile in the middle
+
+
+def test_winograd_output_of_tiles_that_hang_over(trace):
+    """The same tiles have 4 + 3 of the rows and 4 + 4 + 1 of the columns; a lane's bias is read once for a tile."""
+    pitch = pitch_of(6 * 96)
+    trace.launch(winograd_output, 6, trace.array(drawn(36 * pitch)), trace.empty((7, 9, 96)), trace.array(drawn(96)), 4, 3, 7, 9, 96, 2, 3, 1, pitch, 1, 1)
+    read, pixels = 6 * 36, 63
+    assert counts(trace, "planes", READ) == [read * 384, read * 3, read * 384, read * 12, read * 384, read * 12]
+    assert counts(trace, "y", WRITTEN) == [pixels * 384, pixels * 3, pixels * 384, pixels * 12, pixels * 384, pixels * 12]
+    assert counts(trace, "bias", READ) == [6 * 384, 6 * 3, 6 * 384, 6 * 12, 384, 12]
+    assert trace.last.chain == 37 * 3
 
 
 @pytest.mark.parametrize("op", [

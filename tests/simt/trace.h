@@ -49,12 +49,13 @@ UNTRACED static uint64_t mix(uint64_t a, uint64_t b) {
     return a ^ a >> 29;
 }
 
+// Of loops that run, not of a compiler's own, which reckon constants.
 struct Loop {
-    uint64_t outside, turn = 0;
-    UNTRACED Loop() : outside(turns[simt::current]) {}
-    UNTRACED ~Loop() { turns[simt::current] = outside; }
+    uint64_t outside = 0, turn = 0;
+    UNTRACED constexpr Loop() { if (!__builtin_is_constant_evaluated()) outside = turns[simt::current]; }
+    UNTRACED constexpr ~Loop() { if (!__builtin_is_constant_evaluated()) turns[simt::current] = outside; }
 };
-struct Turn { UNTRACED Turn(Loop& loop) { turns[simt::current] = mix(loop.outside, ++loop.turn); } };
+struct Turn { UNTRACED constexpr Turn(Loop& loop) { if (!__builtin_is_constant_evaluated()) turns[simt::current] = mix(loop.outside, ++loop.turn); } };
 
 UNTRACED static void start_block() {
     memset(loads, 0, sizeof loads);
