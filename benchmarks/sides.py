@@ -1,5 +1,6 @@
 """Both sides of a comparison: the same net with the same weights in minialex and in PyTorch, and what a step of either takes."""
 
+import io
 import time
 from pathlib import Path
 
@@ -63,8 +64,8 @@ def as_torch(weight, shape):
 
 
 class Ours:
-    def __init__(self, net, device, batch, data, training=True):
-        self.network = Network(net, device, batch, input=whole(net), training=training, optimizer=SGD(0.9, 5e-4, "torch", bias_decay=1.0))
+    def __init__(self, net, device, batch, data, training=True, conv="auto"):
+        self.network = Network(net, device, batch, input=whole(net), training=training, optimizer=SGD(0.9, 5e-4, "torch", bias_decay=1.0), conv=conv)
         self.data, self.count, self.device = data, 0, device
 
     def train(self):
@@ -75,6 +76,11 @@ class Ours:
     def infer(self):
         self.network.evaluate(*self.data)
         self.device.synchronize()
+
+    @property
+    def logits(self):
+        """(batch, classes) of the last pass, on the host."""
+        return self.device.to_numpy(self.network.arrays[f"activation {list(self.network.net.layers)[-1]}"][:self.network.passed])
 
     def seconds(self, what):
         """Of a step: "train" or "infer"."""
@@ -120,8 +126,26 @@ class Theirs:
         return between_events(getattr(self, what), *events, lambda begin, end: begin.elapsed_time(end))
 
 
-def drawn(net, batch):
-    random = np.random.default_rng(0)
+class Exported:
+    """Inference by onnxruntime, of the net and weights that a contiguous PyTorch side has now."""
+
+    def __init__(self, theirs, threads):
+        import onnxruntime
+        file, options = io.BytesIO(), onnxruntime.SessionOptions()
+        theirs.torch.onnx.export(theirs.plain.eval(), (theirs.x,), file, input_names=["images"], dynamo=False)      # this way onnxscript isn't needed
+        options.intra_op_num_threads, options.log_severity_level = threads, 3
+        self.session = onnxruntime.InferenceSession(file.getvalue(), options, providers=["CPUExecutionProvider"])
+        self.images = {"images": theirs.x.numpy()}
+
+    def infer(self):
+        self.logits, = self.session.run(None, self.images)
+
+    def seconds(self, what):
+        return seconds(getattr(self, what))
+
+
+def drawn(net, batch, seed=0):
+    random = np.random.default_rng(seed)
     return (random.integers(0, 256, (batch, net.size, net.size, 3), np.uint8), random.integers(0, net.classes, batch).astype(np.int32),
             whole(net).cropped(np.zeros((batch, 3))))
 
@@ -157,7 +181,7 @@ def high():
     return int(STATUS.read_text().split("VmHWM:")[1].split()[0]) / 1024
 
 
-def step_memory(side, name, size, batch, threads, training):
+def step_memory(side, name, size, batch, threads, training, conv="auto"):
     """{"imports", "peak", "step"}: MB at the peak after the imports, after two steps, and the difference. For a process of its own.
 
     side: "ours", "contiguous" or "channels-last". Weights are zeros and pixels are made in place, so that setting up leaves no
@@ -167,7 +191,7 @@ def step_memory(side, name, size, batch, threads, training):
     if side == "ours":
         device = open_device("cpu", threads)[0]
         before, data = high(), drawn(net, batch)
-        network = Network(net, device, batch, input=whole(net), training=training, init=None)
+        network = Network(net, device, batch, input=whole(net), training=training, init=None, conv=conv)
         for step in range(2):
             network.train_step(*data, step, LR) if training else network.evaluate(*data)
     else:

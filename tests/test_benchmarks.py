@@ -1,4 +1,4 @@
-"""The benchmarks of scaling, of the input pipeline and of products, at their smallest: what they print, their JSON, and what they refuse.
+"""The benchmarks beside PyTorch, of scaling, of the input pipeline and of products, at their smallest: what they print, their JSON, and what they refuse.
 
 That of the start-up is in test_startup.py."""
 
@@ -7,7 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from minialex import nets
+from minialex.errors import UserError
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 
@@ -15,6 +19,61 @@ BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 def run(script, *arguments):
     command = [sys.executable, BENCHMARKS / script, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=1200)
+
+
+@pytest.fixture
+def compare(monkeypatch):
+    """compare_to_torch.py, with a rate of products that takes no measuring."""
+    torch = pytest.importorskip("torch", reason="ours is compared with PyTorch: pip install torch==2.13.0")
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import compare_to_torch
+    monkeypatch.setattr(compare_to_torch, "product_rate", lambda device: 1e9)
+    for name in ("QUIET", "TURN"):
+        monkeypatch.setattr(compare_to_torch, name, 0)
+    threads = torch.get_num_threads()
+    yield compare_to_torch
+    torch.set_num_threads(threads)
+
+
+def test_compare_to_torch(compare, tmp_path, monkeypatch, capsys):
+    asked = "--net half --size 67 --batch 1 2 --conv im2col winograd --rounds 1 --no-compile --memory-batch 0 --device cpu --threads 1 --json found.json --plot found.png"
+    monkeypatch.chdir(tmp_path)
+    assert compare.main(asked.split()) == 0
+    found, lines = json.loads((tmp_path / "found.json").read_text()), capsys.readouterr().out.splitlines()
+    machine, batches = found["machine"], found["nets"]["half"]["batches"]
+    assert machine["conv"] == ["im2col", "winograd"] and list(batches) == ["1", "2"] and (tmp_path / "found.png").stat().st_size > 0
+    exported = ["onnxruntime"] * bool(machine["onnxruntime"])
+    assert exported or any(line.startswith("onnxruntime takes no part: ") for line in lines)
+    for batch, own in batches.items():
+        assert list(own["equal"]) == ["im2col", "winograd", *exported] and own["algorithms"]["winograd"]["conv2"] == ["winograd", "winograd"]
+        for what in ("train", "infer"):
+            speed, ratio = own[what]["all"], own[what]["ratio_to"]
+            assert list(speed) == ["im2col", "winograd", "contiguous", "channels-last", *exported * (what == "infer")]
+            assert own[what]["ours"] == speed["winograd"] and own[what]["ratio"] == ratio[own[what]["best"]]
+            assert all(ratio[side] == pytest.approx(speed["winograd"] / speed[side]) for side in speed)      # of one round
+    table = lines[next(i for i, line in enumerate(lines) if line.startswith("images/s, and the ratios of winograd")) + 1:]
+    assert table[0].split()[:5] == ["net", "batch", "im2col", "winograd", "PyTorch"] and table[0].split()[-1] == "ceiling"
+    assert [line.split()[:3] for line in table[1:]] == [["half", batch, what] for batch in batches for what in ("train", "infer")]
+    for line, own in zip(table[1:], (own[what] for own in batches.values() for what in ("train", "infer"))):
+        cells = line.split()[3:]
+        assert cells[1] == f"{own['ours']:.1f}" and f"{own['ratio']:.2f}" in cells and cells[-1] == f"{own['ceiling']:.0%}"
+
+
+def test_compare_to_torch_times_nothing_that_is_not_equal(compare, monkeypatch, capsys):
+    """Other pictures are drawn where gradients are too far apart, and no others where logits are."""
+    def check(*draws):
+        left = iter([{"winograd": {"logits": logits, "gradients": gradients}} for logits, gradients in draws])
+        monkeypatch.setattr(compare, "distances", lambda *arguments: (next(left), None))
+        try:
+            return compare.check_equal(None, nets.build("half"), None, 1, ["winograd"], False)[0]["winograd"]
+        finally:
+            assert not list(left) and capsys.readouterr().out.count("other side: other pictures") == len(draws) - 1
+
+    assert check((1e-6, 0.02), (1e-6, 0.003))["gradients"] == 0.003
+    with pytest.raises(UserError, match="^half, batch 1: too far apart are the gradients of winograd: nothing is timed$"):
+        check((1e-6, 0.02), (1e-6, 0.03), (1e-6, np.inf))
+    with pytest.raises(UserError, match="the logits of winograd, the gradients of winograd: nothing is timed$"):
+        check((np.nan, 0.02))
 
 
 def test_scaling(tmp_path):
