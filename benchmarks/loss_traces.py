@@ -72,10 +72,10 @@ def plot(found, path):
     figure = Figure((8, 4.5), layout="constrained")
     above, below = figure.subplots(2, height_ratios=(3, 2), sharex=True)
     truth = np.array(found["im2col"])
-    for (name, values), style in zip(found.items(), ("-", "--", ":")):
-        above.plot(values, style, label=name, linewidth=1)
+    for (name, values), look in zip(found.items(), ("C0-", "C1--", "C2:")):
+        above.plot(values, look, label=name, linewidth=1)
         if name != "im2col":
-            below.semilogy(np.maximum(np.abs(np.array(values) - truth), 1e-9), style, label=name, linewidth=1)
+            below.semilogy(np.maximum(np.abs(np.array(values) - truth), 1e-9), look, label=name, linewidth=1)
     above.set_ylabel("loss of a batch")
     above.legend()
     below.set_ylabel("distance\nfrom im2col")
