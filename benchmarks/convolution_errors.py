@@ -6,7 +6,7 @@ Without RUN on random inputs, weights and output gradients; with RUN on the acti
 validation images. `amplified` is the error that Winograd's should have: im2col's on random inputs (of activations and gradients that are 0
 in most places im2col rounds less, while a transform mixes them with their neighbours) times the amplification of the transforms, by which
 independent errors of the values at the points grow on their way through A^T, relative to what they are errors of:
-    alpha^2 = sum over points i of A[i,j]^2 |B^T[i]|^2 |G[i]|^2 / r, the mean over outputs j; squared again in two dimensions,
+    alpha = sum over points i of A[i,j]^2 |B^T[i]|^2 |G[i]|^2 / r, the mean over outputs j, by its root in each of two dimensions,
 and with A and G exchanged, over m, for the weights' gradient.
 """
 
@@ -35,7 +35,7 @@ def amplification(layer, shape):
     of_b = (b ** 2).sum(1)
     outputs = (a ** 2 * (of_b * (g ** 2).sum(1))[:, None]).sum(0).mean() / way.r
     weights = (g ** 2 * (of_b * (a ** 2).sum(1))[:, None]).sum(0).mean() / way.m
-    return {"y": outputs, "dx": outputs, "dw": weights}      # alpha^2 of each of the two dimensions, whose roots multiply
+    return {"y": outputs, "dx": outputs, "dw": weights}
 
 
 def errors(layer, x, dy, parameters):

@@ -143,6 +143,7 @@ NEEDED = {
     "scale_gradient": lambda a: 8 * a.count + 4,
     "sgd": lambda a: 20 * a.count + 8,
     "adam": lambda a: 28 * a.count + 8,
+    "average": lambda a: 12 * a.count + 8,
     "cross_entropy_rows": lambda a: a.rows * (12 * a.classes + 8) + 4,      # its labels are all the same: one weight
     "softmax_rows": lambda a: a.rows * 12 * a.classes,
     "label_rank": lambda a: a.rows * (4 * a.classes + 8),
@@ -164,7 +165,7 @@ ARITHMETIC = {
     "lrn": lambda a: a.rows * a.channels * (2 * a.size + 5), "lrn_backward": lambda a: a.rows * a.channels * (3 * a.size + 12),
     "max_pool": lambda a: a.rows * a.channels * a.window_height * a.window_width,
     "max_pool_backward": lambda a: 2 * a.rows // (a.height * a.width) * a.channels * windows(a, a.window_height, a.window_width)[1],
-    "relu_in_place": lambda a: a.count, "relu_backward_in_place": lambda a: a.count, "sgd": lambda a: 6 * a.count, "squares": lambda a: 2 * a.count, "clip_factor": lambda a: a.count, "scale_gradient": lambda a: a.count, "adam": lambda a: 12 * a.count,
+    "relu_in_place": lambda a: a.count, "relu_backward_in_place": lambda a: a.count, "sgd": lambda a: 6 * a.count, "squares": lambda a: 2 * a.count, "clip_factor": lambda a: a.count, "scale_gradient": lambda a: a.count, "adam": lambda a: 12 * a.count, "average": lambda a: 3 * a.count,
     "cross_entropy_rows": lambda a: 8 * a.rows * a.classes, "softmax_rows": lambda a: 5 * a.rows * a.classes,
     "label_rank": lambda a: 3 * a.rows * a.classes, "tally": lambda a: 5 * a.n,
     "winograd_input": lambda a: tiles(a)[0] * sum(tile_operations(a.m, a.r)["winograd_input"]),
@@ -178,7 +179,7 @@ LONG = {"bias_backward": lambda a: a.slice, "sum_partials": lambda a: -(-a.count
         "add_parts": lambda a: a.slices + a.accumulate}
 # Why a kernel may have fewer than 2,000 warps.
 FEW = {
-    "add_parts": "a warp for 32 weights, of layers with few", "sgd": "a warp for 256 weights or biases, of layers with few", "adam": "a warp for 256 weights or biases, of layers with few",
+    "add_parts": "a warp for 32 weights, of layers with few", "sgd": "a warp for 256 weights or biases, of layers with few", "adam": "a warp for 256 weights or biases, of layers with few", "average": "a warp for 256 weights or biases, of layers with few",
     "bias_relu": "a warp for 256 features of an image, of dense layers with few",
     "bias_backward": "a warp for 32 channels of a slice, and no fewer than 16 rows of images or pixels in a slice: dense layers and small maps have few rows",
     "transpose_tiles": "a warp for 32 x 32 weights or gradients, of matrices with few", "sum_partials": "a warp for a channel", "cross_entropy_rows": "a warp for an image", "label_rank": "a warp for an image",
@@ -191,9 +192,9 @@ CONVOLUTIONS = {"im2col": "im2col", "winograd": "Winograd"}
 KINDS = {"products": ("gemm",), "im2col, col2im": ("im2col", "col2im"),
          "Winograd's tiles": ("winograd_input", "winograd_spread", "winograd_output", "winograd_filter", "winograd_filter_gradient", "winograd_blocks",
                               "winograd_pixels"), "pooling": ("max_pool", "max_pool_backward"), "LRN": ("lrn", "lrn_backward"),
-         "bias and ReLU": ("bias_relu", "bias_backward", "sum_partials"), "update, sums of parts": ("sgd", "adam", "add_parts", "transpose_tiles"),
+         "bias and ReLU": ("bias_relu", "bias_backward", "sum_partials"), "update, sums of parts": ("sgd", "adam", "average", "add_parts", "transpose_tiles"),
          "dropout, loss, input": ("dropout_in_place", "cross_entropy_rows", "label_rank", "tally", "augment", "copy")}
-IN_FLOAT32 = ("sgd", "adam", "add_parts", "sum_partials", "copy")      # also where activations are in half precision
+IN_FLOAT32 = ("sgd", "adam", "average", "add_parts", "sum_partials", "copy")      # also where activations are in half precision
 
 
 @dataclass

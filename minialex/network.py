@@ -15,7 +15,7 @@ from .ops.add import BLOCK, add_parts
 from .ops.augment import FILLS, augment, check_views
 from .ops.layer import Site, as_array
 from .ops.softmax import check_labels, cross_entropy_rows, label_rank, softmax_rows, tally
-from .optim import SGD, Adam, clip
+from .optim import SGD, Adam, add_to_average, clip
 from .tune import settled
 
 
@@ -25,21 +25,23 @@ class Network:
     `parameters`, `velocity` and `gradients` are {name: device array}; `gradients` holds those of the mean loss. `state` is
     all that the optimizer keeps, {"velocity conv1.weight": device array, ...}. device: "auto", "cpu", "cuda", "numpy", or an open one.
     In training, smoothing is that of the labels, class_weights (classes,) what an image's loss is times by its label, and clip_norm the
-    largest norm of all gradients together. conv: the algorithm of the convolutions, as minialex.tune takes it. most: images that there are at all; a larger batch is not laid out for more, and gives the same
+    largest norm of all gradients together. average: the decay of a running mean of the parameters, by which evaluation then goes. conv: the algorithm of the convolutions, as minialex.tune takes it. most: images that there are at all; a larger batch is not laid out for more, and gives the same
     results.
     """
 
     def __init__(self, net: Net, device: str | Device, batch: int, *, input: Input | None = None, training: bool = True, optimizer: SGD | Adam = SGD(),
                  smoothing: float = 0.0, class_weights: np.ndarray | None = None, clip_norm: float | None = None, init: str | None = "he", seed: int = 0,
-                 workspace_mb: float | None = None, most: int | None = None, conv: str | Mapping[str, Any] = "auto") -> None:
+                 workspace_mb: float | None = None, most: int | None = None, conv: str | Mapping[str, Any] = "auto",
+                 average: float | None = None) -> None:
         if batch < 1:
             raise UserError(f"--batch {batch}: a batch has at least one image")
         device = open_device(device)[0] if isinstance(device, str) else device
         totals, batch = batch, min(batch, most or batch)
         net = settled(net, device, totals, *cut(device, totals), training=training, conv=conv)
         self.net, self.device, self.batch, self.optimizer, self.seed, self.training = net, device, batch, optimizer, seed, training
-        self.smoothing, self.clip_norm, self.passed = smoothing, clip_norm, 0      # images of the last pass
-        self.layout = Layout(net, device, batch, input=input, training=training, workspace_mb=workspace_mb, slots=optimizer.slots,
+        self.smoothing, self.clip_norm, self.average, self.passed = smoothing, clip_norm, average, 0      # images of the last pass
+        slots = (*optimizer.slots, *(["average"] if average is not None else []))
+        self.layout = Layout(net, device, batch, input=input, training=training, workspace_mb=workspace_mb, slots=slots,
                              clipped=clip_norm is not None, totals=totals)
         self.input = self.layout.input
         left = free_memory() if device.array_type is np.ndarray else None
@@ -54,7 +56,10 @@ class Network:
         ones = np.ones(net.classes)      # of an evaluation
         device.upload(self.arrays["input class weights"], np.stack([ones, ones if class_weights is None else class_weights]))
         self.velocity = self.named("velocity ")
-        self.state = {name: array for name, array in self.arrays.items() if name.split()[0] in optimizer.slots}
+        self.state = {name: array for name, array in self.arrays.items() if name.split()[0] in slots}
+        self.averages = self.named("average ")
+        for name, mean in self.averages.items():
+            device.upload(mean, device.to_numpy(self.parameters[name]))
         self.gradients = {name: parts[0] for name, parts in self.named("gradient ").items()}
         self.tapes: dict[tuple[str, int], Any] = {}
 
@@ -229,6 +234,8 @@ class Network:
             for name, total in self.gradients.items():
                 device.place = f"{name.split('.')[0]} update"
                 self.optimizer.update(device, name, self.parameters[name], self.state_of(name), total, self.arrays["input now"])
+        if mode == "train":
+            self.add_to_averages()
 
     def prepare(self, mode: str, backward: bool) -> None:
         """Launches what a pass takes of the parameters in another form."""
@@ -240,6 +247,14 @@ class Network:
     def state_of(self, name: str) -> dict[str, Array]:
         """{slot: array} of what the optimizer keeps for a parameter."""
         return {slot: self.arrays[f"{slot} {name}"] for slot in self.optimizer.slots}
+
+    def add_to_averages(self) -> None:
+        """Launches the step of the parameters' running means, where there are any."""
+        if self.average is None:
+            return
+        for name, mean in self.averages.items():
+            self.device.place = f"{name.split('.')[0]} update"
+            add_to_average(self.device, mean, self.parameters[name], self.arrays["input now"], self.average)
 
     def statistics(self, images: np.ndarray, labels: np.ndarray, views: np.ndarray, step: int, lr: float,
                    most: int = 8) -> dict[str, dict[str, float | None]]:
@@ -285,7 +300,8 @@ class Network:
                 break
         x, y = self.rows(activation[name], share, first, last), self.rows(at, share, first, last)
         parts = layer.parameters(self.net.inputs[name])
-        return Site(x=x, y=y, parameters={p: self.parameters[f"{name}.{p}"] for p in parts},
+        own = self.averages if self.averages and mode == "evaluate" else self.parameters
+        return Site(x=x, y=y, parameters={p: own[f"{name}.{p}"] for p in parts},
                     gradients={p: self.gradients[f"{name}.{p}"] for p in parts} if self.training else {},
                     prepared={k: self.arrays[array] for backward in (False, True) for k in layer.prepared(self.net.inputs[name], backward)
                               if (array := f"prepared {name}.{k}") in self.arrays},

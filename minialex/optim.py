@@ -1,4 +1,5 @@
-"""SGD with momentum, in the two forms that were published, Adam, clipping of the gradients' norm, and schedules of the learning rate.
+"""SGD with momentum, in the two forms that were published, Adam, clipping of the gradients' norm, the running mean of weights, and schedules
+of the learning rate.
 
 An optimizer says what it keeps of each parameter (`slots`), what a step's launches read as the learning rate (`rate`), launches the
 update, and tells how large the last one was (`step_ratio`).
@@ -15,7 +16,7 @@ from .device import Array, Device, kernel
 from .errors import UserError
 from .ops.layer import as_array, device_of, on_arrays, own_fields, put
 
-BLOCK = 256        # as in kernels/sgd.cu, adam.cu and norm.cu
+BLOCK = 256        # as in kernels/sgd.cu, adam.cu, norm.cu and average.cu
 SLICE = 4096       # as in kernels/norm.cu
 
 
@@ -56,6 +57,13 @@ def clip_factor(rows, partial, norm, count, limit):
 def scale_gradient(rows, g, norm, count):
     """g *= norm[1]"""
     g *= norm[1]
+
+
+@kernel("average.cu")
+def average(rows, mean, w, count, now, decay):
+    """mean += (1 - d) (w - mean), d = min(decay, step / (9 + step)), with the step, from 0 on, in now[0]"""
+    take = 1 - min(decay, now[0] / (9 + now[0]))
+    mean[...] = w if take == 1 else mean + take * (w - mean)
 
 
 @dataclass(frozen=True)
@@ -174,6 +182,28 @@ def adam_update(w: Array, m: Array, v: Array, g: Array, *, step: int, lr: float,
     if step < 0:
         raise ValueError(f"step: expected 0 or more, got {step}")
     return stepped(Adam(beta1, beta2, epsilon), device, step, lr, w=w, m=m, v=v, g=g)
+
+
+def add_to_average(device: Device, mean: Array, w: Array, now: Array, decay: float) -> None:
+    """Launches the step of the running mean of a parameter."""
+    device.launch(average, -(-w.size // BLOCK), mean, w, w.size, now, decay)
+
+
+@on_arrays
+def average_update(mean: Array, w: Array, *, step: int, decay: float, device: str | Device = "cpu") -> Array:
+    """The running mean of a parameter w after step 0, 1, ..., of which `mean` is that before (step 0 does not read it). -> a new array"""
+    device = device_of(device)
+    if step < 0:
+        raise ValueError(f"step: expected 0 or more, got {step}")
+    if not 0 < decay < 1:
+        raise ValueError(f"decay: expected more than 0 and less than 1, got {decay}")
+    mean, w = put(device, as_array("mean", mean)), put(device, as_array("w", w))
+    if mean.shape != w.shape:
+        raise ValueError(f"mean: expected the shape of w {w.shape}, got {mean.shape}")
+    if w.size:
+        add_to_average(device, mean, w, device.array(np.array([step, 0.0]), np.float64), float(decay))
+    device.synchronize()
+    return mean
 
 
 def stepped(optimizer, device, step, lr, **arrays):

@@ -110,6 +110,7 @@ def other_kernels():
         "col2im": lambda d: (functional.col2im(columns, x.shape, **one, device=d),),
         "augment": lambda d: [functional.augment_images(images, view, 9, fill=fill, mean=m, device=d)
                               for view in views for fill in FILLS for m in (None, mean)],
+        "average": lambda d: (functional.average_update(w, v, step=3, decay=0.9, device=d),),
         "adam": lambda d: functional.adam_update(w, v, np.abs(g), g, step=3, lr=0.1, device=d),
         "clip_gradients": lambda d: [a for limit in (1.0, 1e3) for a in functional.clip_gradients([w, v[:31], x], limit, device=d)[0]],
         "sgd": lambda d: [a for form in ("2012", "torch")

@@ -58,6 +58,8 @@ def parse(arguments):
     net.add_argument("--class-weights", choices=CHOICES["class_weights"], help="balanced: in training an image's loss is times n / (C n_c), where n_c "
                      "of the n images are of its class and C is the number of classes; the mean is over images (default none)")
     net.add_argument("--clip-norm", type=float, metavar="X", help="largest norm of all gradients together: larger ones are scaled down to it")
+    net.add_argument("--average", type=float, metavar="DECAY", help="validate and keep a running mean of the weights, of which a step leaves this part, as "
+                     "0.998 (default: the weights themselves)")
     net.add_argument("--schedule", help="constant, cosine, step:EPOCHS, multistep:EPOCH:EPOCH:... or plateau:EPOCHS, then ,warmup:EPOCHS and "
                      "factor:F (default cosine,warmup:1)")
     run = parser.add_argument_group("run")

@@ -19,7 +19,7 @@ from minialex.ops.pool import MaxPool
 from minialex.ops.relu import ReLU
 from minialex.ops.softmax import softmax_rows
 from minialex.ops.winograd import winograd_filter_gradient
-from minialex.optim import adam, clip_factor, scale_gradient, squares
+from minialex.optim import adam, average, clip_factor, scale_gradient, squares
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -65,6 +65,7 @@ def test_the_bytes_that_a_launch_needs_are_those_that_it_touches(monkeypatch):
     device = report.Plan(report.CHIPS[0])
     compare(device.bind(softmax_rows, 5, (device.zeros((5, 77)), device.zeros((5, 77)), 77)))
     compare(device.bind(adam, 2, (*(device.zeros((300,)) for _ in range(4)), 300, device.zeros((2,), np.float64), 0.1, 0.001, 1e-7)))
+    compare(device.bind(average, 2, (*(device.zeros((300,)) for _ in range(2)), 300, np.array([5.0, 0.0]), 0.9)))
     compare(device.bind(squares, 3, (device.zeros((9000,)), device.zeros((3,)), 9000)))
     compare(device.bind(clip_factor, 1, (device.zeros((70,)), device.zeros((2,)), 70, 1.0)))
     compare(device.bind(winograd_filter_gradient, 5 * 3, (device.zeros((36 * 5 * 70,)), device.zeros((3, 3, 5, 70)), 4, 3, 1, 70, 5 * 70, 0, 1)))

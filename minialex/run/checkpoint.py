@@ -12,7 +12,8 @@ from ..files import write_beside
 
 
 def save(path, network, state, optimizer=True):
-    """Saves the parameters and `state` (a dict, as JSON); with `optimizer` also what it keeps of each, and the scores since they were reset."""
+    """Saves the parameters and `state` (a dict, as JSON); with `optimizer` also what is kept of each, and the scores since they were reset; without,
+    the parameters that evaluation goes by."""
     network.device.synchronize()
     tensors = {name: network.device.to_numpy(array) for name, array in arrays_of(network, optimizer).items()}
     text = json.dumps(state)
@@ -33,7 +34,7 @@ def to_bytes(tensors, about):
 
 def arrays_of(network, optimizer):
     """What a checkpoint holds of a network: {name: device array}"""
-    arrays = {f"parameter {name}": array for name, array in network.parameters.items()}
+    arrays = {f"parameter {name}": array for name, array in (network.parameters if optimizer else network.averages or network.parameters).items()}
     return arrays | network.state | {"totals": network.arrays["output totals"]} if optimizer else arrays
 
 
@@ -72,8 +73,10 @@ def read(path):
 
 
 def restore(path, network):
-    """Loads a checkpoint into a network; into one that is trained, what its optimizer keeps too. -> state"""
+    """Loads a checkpoint into a network; into one that is trained, what is kept of its parameters too, into another their means. -> state"""
     tensors, state, net = read(path)
+    if not network.training:
+        tensors |= {name.replace("average ", "parameter ", 1): array for name, array in tensors.items() if name.startswith("average ")}
     wanted, faults = arrays_of(network, network.training), []
     if net != network.net.name:
         faults.append(f"it is of net {net}, not {network.net.name}")

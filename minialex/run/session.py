@@ -144,12 +144,13 @@ class Session:
             self.tell("weights", ", ".join(f"{weights[k]:.3g} of class {shown(train.classes[k])}" for k in dict.fromkeys((weights.argmin(), weights.argmax()))))
         network = Network(net, self.device, options["batch"], input=self.input, optimizer=optimizer_of(options), smoothing=options["label_smoothing"],
                           class_weights=weights, clip_norm=options["clip_norm"], init=options["init"] if drawn else None, seed=options["seed"],
-                          workspace_mb=options["workspace_mb"], most=most, conv=conv)
+                          workspace_mb=options["workspace_mb"], most=most, conv=conv,
+                          average=options["average"])
         self.config["convolutions"] = tune.algorithms(network.net)
         network.load_mean(self.mean)
         self.tell("net", f"{net.name}, {net.size}x{net.size}, {net.count():,} parameters, {net.macs() / 1e9:.3f} GMAC per image; "
                   f"a step of {network.batch} takes {network.layout.bytes() / 2**20:,.0f} MB" + tune.told(network.net))
-        kept, left = sum(map(network.layout.bytes, ("parameter ", *optimizer_of(options).slots))), free_memory()
+        kept, left = sum(map(network.layout.bytes, ("parameter ", *optimizer_of(options).slots, "average "))), free_memory()
         more = 2 * kept + LEAST_AHEAD * network.layout.bytes("input images") + REPORT      # a checkpoint is copied, and put together
         if left is not None and left < more:
             self.tell("warning", f"{left / 2**20:,.0f} MB are left, and checkpoints, pictures to come and the report may take {more / 2**20:,.0f} MB for a "

@@ -16,7 +16,7 @@ from .folder import RunFolder
 from .recipes import RECIPES
 
 # Options that came later, and what a run has that was begun before there were these: nothing of the kind, and the one algorithm there was.
-NEUTRAL = {"val_fraction": None, "clip_norm": None, "class_weights": "none", "early_stop": 0, "log": "none"}
+NEUTRAL = {"val_fraction": None, "clip_norm": None, "class_weights": "none", "early_stop": 0, "log": "none", "average": None}
 OLDER = NEUTRAL | {"conv": "im2col"}
 DEFAULTS = {"net": "half", "epochs": 30, "batch": 64, "lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4, "schedule": "cosine,warmup:1",
             "seed": 0, "init": "he", "form": "2012", "workspace_mb": None, "size": None, "side": None, "fit": None, "augment": "",
@@ -24,7 +24,7 @@ DEFAULTS = {"net": "half", "epochs": 30, "batch": 64, "lr": 0.01, "momentum": 0.
 # All that can be asked for.
 OPTIONS = "data", "train", "val", "device", "threads", "recipe", *DEFAULTS
 INTEGERS = "epochs", "batch", "size", "side", "threads", "seed", "early_stop"
-NUMBERS = "lr", "momentum", "weight_decay", "bias_lr", "bias_decay", "label_smoothing", "workspace_mb", "val_fraction", "clip_norm"
+NUMBERS = "lr", "momentum", "weight_decay", "bias_lr", "bias_decay", "label_smoothing", "workspace_mb", "val_fraction", "clip_norm", "average"
 SGD_ONLY = "momentum", "weight_decay", "form", "bias_lr", "bias_decay"
 SHAPES_DEFAULTS = {"epochs": 8, "batch": 32, "size": 98}       # reaches 97 % on the built-in set in a minute on two cores
 CHOICES = {"fit": ("crop", "squash"), "optimizer": ("sgd", "adam"), "form": ("2012", "torch"), "init": ("he", "published", "2012-code"),
@@ -118,6 +118,8 @@ def check_ranges(options):
         raise UserError(f"--workspace-mb {options['workspace_mb']}: expected megabytes, more than 0")
     if options["clip_norm"] is not None and not 0 < options["clip_norm"] < math.inf:
         raise UserError(f"--clip-norm {options['clip_norm']}: expected a number above 0, the largest norm of all gradients together")
+    if options["average"] is not None and not 0 < options["average"] < 1:
+        raise UserError(f"--average {options['average']}: expected more than 0 and less than 1, as 0.998 is: what is kept of the mean in a step")
     if options["log"] == "tensorboard":
         board.require()
     if options["seed"] >= 1 << 64:

@@ -51,11 +51,11 @@ def test_all_of_it_is_resumed_bit_for_bit(pictures, own_pictures, finished, tmp_
     pytest.importorskip("tensorboard", reason="tensorboard is not installed: its file is not looked at")
     for i in range(7):
         (own_pictures / f"train/blue/{i:02}.jpg").unlink()
-    asked = ["--clip-norm", "0.5", "--class-weights", "balanced", "--early-stop", "2", "--log", "tensorboard"]
+    asked = ["--clip-norm", "0.5", "--class-weights", "balanced", "--early-stop", "2", "--log", "tensorboard", "--average", "0.9"]
     whole, out = tmp_path / "whole", tmp_path / "run"
-    run = minialex.fit(own_pictures, out=whole, size=72, batch=8, epochs=2, lr=0.002, device="cpu", progress=False, clip_norm=0.5, class_weights="balanced",
+    run = minialex.fit(own_pictures, out=whole, size=72, batch=8, epochs=2, lr=0.002, device="cpu", progress=False, clip_norm=0.5, class_weights="balanced", average=0.9,
                        early_stop=2, log="tensorboard")
-    assert {name: run.config["options"][name] for name in NEUTRAL} == {"val_fraction": None, "clip_norm": 0.5, "class_weights": "balanced", "early_stop": 2, "log": "tensorboard"}
+    assert {name: run.config["options"][name] for name in NEUTRAL} == {"val_fraction": None, "clip_norm": 0.5, "class_weights": "balanced", "early_stop": 2, "log": "tensorboard", "average": 0.9}
     stopped(arguments(own_pictures, out, *asked), 6)      # in the second epoch
     assert train.main(["--resume", str(out)]) == 0
     assert_same_run(out, whole)

@@ -22,7 +22,7 @@ from minialex.ops.lrn import lrn, lrn_backward
 from minialex.ops.pool import MaxPool, max_pool, max_pool_backward
 from minialex.ops.winograd import (strips, winograd_blocks, winograd_filter, winograd_filter_gradient, winograd_input, winograd_output, winograd_pixels,
                                    winograd_spread)
-from minialex.optim import BLOCK, SLICE, adam, scale_gradient, sgd, squares
+from minialex.optim import BLOCK, SLICE, adam, average, scale_gradient, sgd, squares
 
 MANY = 2**31
 pytestmark = [pytest.mark.skipif(bool(why_not()), reason=f"no thread-by-thread execution here: {why_not()}")]
@@ -123,6 +123,7 @@ CASES = {
     **{kernel.name: filters(kernel) for kernel in (winograd_filter, winograd_filter_gradient)},
     "relu_in_place": flat(relu.relu_in_place, arrays=1, block=relu.BLOCK),
     "relu_backward_in_place": flat(relu.relu_backward_in_place, arrays=2, block=relu.BLOCK),
+    "average": flat(average, NOW, 0.9, arrays=2, block=BLOCK),
     "adam": flat(adam, NOW, 0.1, 0.001, 1e-7, arrays=4, block=BLOCK),
     "scale_gradient": (MANY // BLOCK + 3, lambda n, array: (scale_gradient, n, (array(n, BLOCK), np.array([2, 0.5], np.float32), n * BLOCK))),
     "squares": (MANY // SLICE + 3, lambda n, array: (squares, n, (array(n, SLICE), array(n), n * SLICE))),

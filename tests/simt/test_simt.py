@@ -220,6 +220,7 @@ CLOSE = {         # fused multiply-adds, or sums over lanes, whose order differs
     "bias with relu": lambda d: bias(d, True, 35, 263),
     **{f"sgd {form}": lambda d, f=form: F.sgd_update(drawn(2051), drawn(2051), drawn(2051), lr=0.1, weight_decay=0.01, form=f, device=d)
        for form in ("2012", "torch")},
+    "average": lambda d: (F.average_update(drawn(2051), drawn(2051)[::-1].copy(), step=3, decay=0.9, device=d),),
     "adam": lambda d: F.adam_update(drawn(2051), drawn(2051), np.abs(drawn(2051)), drawn(2051), step=3, lr=0.1, device=d),
     "augment": lambda d: F.augment_images(np.arange(7 * 7 * 3, dtype=np.uint8).reshape(1, 7, 7, 3), drawn(1, 18), 5, fill="reflect", device=d),
     "softmax": lambda d: F.softmax(drawn(5, 77), device=d),
