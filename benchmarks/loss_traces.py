@@ -2,7 +2,7 @@
 
 python benchmarks/loss_traces.py --data DIR [--steps 300] [--seed 0] [--json FILE] [--plot FILE]
 
-Recipe `small`: the same first weights, pictures, crops and dropout. Rounding alone is between the two; as training goes on it grows, as
+Net, pictures, batches and rate of recipe `small`, over 50 epochs: the same first weights, pictures, crops and dropout. Rounding alone is between the two; as training goes on it grows, as
 that of im2col on another number of threads does, which is the third line.
 """
 
@@ -22,6 +22,7 @@ from minialex.optim import Schedule
 from minialex.run.recipes import SMALL
 from minialex.run.settings import input_of
 
+EPOCHS = 50
 WAYS = {"im2col": ("im2col", 2), "Winograd": ("winograd", 2), "im2col, one thread": ("im2col", 1)}
 
 
@@ -31,7 +32,7 @@ def trace(train, conv, threads, steps, seed):
     way = input_of({"recipe": "small", "side": None, "fit": None, "augment": SMALL["augment"]}, net, train)
     network = Network(net, CPU(threads), SMALL["batch"], input=way, init=SMALL["init"], seed=seed, conv=conv)
     loader = Loader(train, way.side, SMALL["batch"], seed=seed)
-    schedule, losses = Schedule(SMALL["schedule"], SMALL["lr"], len(loader), SMALL["epochs"]), []
+    schedule, losses = Schedule(SMALL["schedule"], SMALL["lr"], len(loader), EPOCHS), []
     batches = ((epoch, batch) for epoch in count() for batch in loader.epoch(epoch))
     for step, (epoch, batch) in enumerate(islice(batches, steps)):
         network.train_step(batch.images, batch.labels, way.draw(seed, epoch, batch.index), step, schedule(step))

@@ -22,7 +22,8 @@ def fit(data: PathLike | None = None, *, net: str | Net | None = None, train: Pa
         schedule: str | None = None, momentum: float | None = None, weight_decay: float | None = None, form: str | None = None,
         bias_lr: float | None = None, bias_decay: float | None = None, label_smoothing: float | None = None,
         class_weights: str | None = None, clip_norm: float | None = None, average: float | None = None, conv: str | None = None,
-        early_stop: int | None = None, log: str | None = None, init: str | None = None, seed: int | None = None, device: str | None = None, threads: int | None = None, workspace_mb: float | None = None,
+        early_stop: int | None = None, log: str | None = None, init: str | None = None, seed: int | None = None,
+        device: str | None = None, threads: int | None = None, workspace_mb: float | None = None,
         out: PathLike | None = None, resume: PathLike | None = None, progress: bool = True, stop: Callable[[], bool] = lambda: False,
         on_epoch: Callable[[dict], Any] | None = None) -> Run:
     """Trains a net on folders of pictures, and keeps the run in a folder. -> the Run, also when it was stopped early

@@ -57,6 +57,7 @@ CALLS = {      # each with the numbers that it takes, by name
     F.softmax_cross_entropy: ((X[0, 0], np.zeros(6, np.int64)), {"smoothing": HALF}), F.augment_images: ((IMAGES, VIEWS), {"size": TWO, "constant": HALF}),
     F.clip_gradients: (([X, W],), {"limit": HALF}), F.sgd_update: ((X, X, X), {"lr": HALF, "momentum": HALF, "weight_decay": HALF}),
     F.adam_update: ((X, X, X, X), {"step": TWO, "lr": HALF, "beta1": HALF, "beta2": HALF, "epsilon": HALF}),
+    F.average_update: ((X, X), {"step": TWO, "decay": HALF}),
 }
 
 
