@@ -25,8 +25,9 @@ class Network:
     `parameters`, `velocity` and `gradients` are {name: device array}; `gradients` holds those of the mean loss. `state` is
     all that the optimizer keeps, {"velocity conv1.weight": device array, ...}. device: "auto", "cpu", "cuda", "numpy", or an open one.
     In training, smoothing is that of the labels, class_weights (classes,) what an image's loss is times by its label, and clip_norm the
-    largest norm of all gradients together. average: the decay of a running mean of the parameters, by which evaluation then goes. conv: the algorithm of the convolutions, as minialex.tune takes it. most: images that there are at all; a larger batch is not laid out for more, and gives the same
-    results.
+    largest norm of all gradients together. average: the decay of a running mean of the parameters, by which evaluation then goes. conv: the
+    algorithm of the convolutions, as minialex.tune takes it. most: images that there are at all; a larger batch is not laid out for more, and
+    gives the same results.
     """
 
     def __init__(self, net: Net, device: str | Device, batch: int, *, input: Input | None = None, training: bool = True, optimizer: SGD | Adam = SGD(),
