@@ -17,7 +17,7 @@ from .ops.conv import Conv
 def memory(layout):
     """{what: bytes} of a training step."""
     kinds = {"parameters": "parameter ", "momentum": "velocity ", "gradients": "gradient ", "activations": "activation ",
-             "pool winners": "kept ", "turned weights": "prepared ", "workspace": "workspace ", "input": "input ", "results": "output "}
+             "pool winners": "kept ", "prepared weights": "prepared ", "workspace": "workspace ", "input": "input ", "results": "output "}
     return {what: layout.bytes(kind) for what, kind in kinds.items()}
 
 
