@@ -25,7 +25,7 @@ class Layout:
 
     A batch is cut into `shares` (one per core), and a share takes `chunk` images at a time through the convolutional
     layers. `arrays` is {name: (shape, dtype)}, with names like "activation conv1". totals: columns of the sums of scores, on whose number the
-    last bits of a sum depend (default: the batch).
+    last bits of a sum depend (default: the batch). The rows of dense weights, and of what goes with them, lie `device.pitch` apart, with zeros between.
     """
 
     def __init__(self, net: Net, device: Device, batch: int, *, input: Input | None = None, training: bool = True, workspace_mb: float | None = None,
@@ -55,7 +55,8 @@ class Layout:
                 self.arrays[f"activation {name}"] = ((keep, *net.outputs[name]), floats)
             for key, (shape, dtype) in layer.kept(net.inputs[name]).items():
                 self.arrays[f"kept {name}.{key}"] = ((rows if name in self.stack else batch, *shape), dtype)
-        for name, shape in net.parameters().items():
+        wholes = {name: (*shape[:-1], device.pitch(shape[-1])) if len(shape) == 2 else shape for name, shape in net.parameters().items()}
+        for name, shape in wholes.items():
             self.arrays[f"parameter {name}"] = (shape, floats)
             if training:
                 self.arrays |= {f"{slot} {name}": (shape, floats) for slot in slots}
@@ -65,7 +66,7 @@ class Layout:
                 self.arrays |= {f"prepared {name}.{key}": (shape, floats) for key, shape in layer.prepared(net.inputs[name], backward).items()}
         self.arrays["workspace columns"] = ((self.shares, self.columns), floats)
         if training and clipped:
-            self.arrays["workspace norm"] = ((norm_slices(int(np.prod(shape)) for shape in net.parameters().values()),), floats)
+            self.arrays["workspace norm"] = ((norm_slices(int(np.prod(shape)) for shape in wholes.values()),), floats)
             self.arrays["output norm"] = ((2,), floats)
         if training:
             widest = max((int(np.prod(net.outputs[n])) for n in self.stack), default=0)

@@ -57,7 +57,7 @@ class Network:
         ones = np.ones(net.classes)      # of an evaluation
         device.upload(self.arrays["input class weights"], np.stack([ones, ones if class_weights is None else class_weights]))
         self.velocity = self.named("velocity ")
-        self.state = {name: array for name, array in self.arrays.items() if name.split()[0] in slots}
+        self.state = {f"{slot} {name}": array for slot in slots for name, array in self.named(f"{slot} ").items()}
         self.averages = self.named("average ")
         for name, mean in self.averages.items():
             device.upload(mean, device.to_numpy(self.parameters[name]))
@@ -79,7 +79,9 @@ class Network:
         return f"{self.net.name} at {'--batch' if self.training else 'batch'} {self.batch} takes {self.layout.bytes() / 2**20:,.0f} MB"
 
     def named(self, kind: str) -> dict[str, Array]:
-        return {name[len(kind):]: array for name, array in self.arrays.items() if name.startswith(kind)}
+        """{name: array} of a kind that parameters have, without the zeros at the end of padded rows."""
+        lanes = {name: shape[-1] for name, shape in self.net.parameters().items()}
+        return {name[len(kind):]: array[..., :lanes[name[len(kind):]]] for name, array in self.arrays.items() if name.startswith(kind)}
 
     def load_parameters(self, values: dict[str, np.ndarray], into: dict[str, Array] | None = None) -> None:
         """Copies {name: array} into the parameters (or into `into`, such as velocity)."""
@@ -222,19 +224,20 @@ class Network:
                     if name == bottom:
                         break
                     slope = site.dx
-        for name in self.gradients:
-            total, parts = self.gradients[name], self.arrays[f"gradient {name}"][1:shares]
+        totals = {name: self.arrays[f"gradient {name}"][0] for name in self.gradients}
+        for name, total in totals.items():
+            parts = self.arrays[f"gradient {name}"][1:shares]
             device.place = f"{name.split('.')[0]} update"
             if len(parts):
                 device.launch(add_parts, -(-total.size // BLOCK), parts, total, total.size, len(parts), 1)
             if mode == "train" and self.clip_norm is None:
-                self.optimizer.update(device, name, self.parameters[name], self.state_of(name), total, self.arrays["input now"])
+                self.update(name, total)
         if mode == "train" and self.clip_norm is not None:      # the norm is that of all of them
             device.place = "clip update"
-            clip(device, list(self.gradients.values()), self.clip_norm, self.arrays["workspace norm"], self.arrays["output norm"])
-            for name, total in self.gradients.items():
+            clip(device, list(totals.values()), self.clip_norm, self.arrays["workspace norm"], self.arrays["output norm"])
+            for name, total in totals.items():
                 device.place = f"{name.split('.')[0]} update"
-                self.optimizer.update(device, name, self.parameters[name], self.state_of(name), total, self.arrays["input now"])
+                self.update(name, total)
         if mode == "train":
             self.add_to_averages()
 
@@ -245,17 +248,18 @@ class Network:
                 self.device.place = f"{name} {'backward' if backward else 'forward'}"
                 layer.prepare(self.device, self.site(name, mode, 0, 0, 1), backward)
 
-    def state_of(self, name: str) -> dict[str, Array]:
-        """{slot: array} of what the optimizer keeps for a parameter."""
-        return {slot: self.arrays[f"{slot} {name}"] for slot in self.optimizer.slots}
+    def update(self, name: str, gradient: Array) -> None:
+        """Launches the optimizer's update of a parameter, padding and all."""
+        state = {slot: self.arrays[f"{slot} {name}"] for slot in self.optimizer.slots}
+        self.optimizer.update(self.device, name, self.arrays[f"parameter {name}"], state, gradient, self.arrays["input now"])
 
     def add_to_averages(self) -> None:
         """Launches the step of the parameters' running means, where there are any."""
         if self.average is None:
             return
-        for name, mean in self.averages.items():
+        for name in self.averages:
             self.device.place = f"{name.split('.')[0]} update"
-            add_to_average(self.device, mean, self.parameters[name], self.arrays["input now"], self.average)
+            add_to_average(self.device, self.arrays[f"average {name}"], self.arrays[f"parameter {name}"], self.arrays["input now"], self.average)
 
     def statistics(self, images: np.ndarray, labels: np.ndarray, views: np.ndarray, step: int, lr: float,
                    most: int = 8) -> dict[str, dict[str, float | None]]:
@@ -269,10 +273,10 @@ class Network:
                 continue
             n, weight = len(images) if layer.dense else min(len(images), most), f"{name}.weight"
             y = self.device.to_numpy(self.arrays[f"activation {name}"][:n])
-            zero = y == 0
+            zero, state = y == 0, {slot: self.state[f"{slot} {weight}"] for slot in self.optimizer.slots}
             found[name] = {"mean": float(np.abs(y).mean()), "std": float(y.std()), "zero": float(zero.mean()),
                            "dead": float(zero.reshape(-1, y.shape[-1]).all(axis=0).mean()),
-                           "ratio": self.optimizer.step_ratio(self.device, weight, self.parameters[weight], self.state_of(weight), rate)}
+                           "ratio": self.optimizer.step_ratio(self.device, weight, self.parameters[weight], state, rate)}
         return found
 
     def view(self, share: int, first: int, last: int) -> None:

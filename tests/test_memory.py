@@ -38,7 +38,7 @@ def test_a_system_that_does_not_tell(tmp_path):
 def test_a_run_that_takes_more_than_is_free_is_refused(pictures, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(network, "free_memory", lambda: 50 << 20)
     told = refused(capsys, train.main, *arguments(pictures, tmp_path / "run", "--conv", "im2col"))
-    assert "half at --batch 8 takes 75 MB and 50 MB are free: use a smaller --batch or --workspace-mb" in told and not (tmp_path / "run").exists()
+    assert "half at --batch 8 takes 76 MB and 50 MB are free: use a smaller --batch or --workspace-mb" in told and not (tmp_path / "run").exists()
 
 
 def test_little_memory_is_told_and_changes_no_bit(pictures, finished, tmp_path, capsys, monkeypatch, plain_report):

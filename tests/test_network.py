@@ -19,7 +19,7 @@ from minialex.ops.dropout import Dropout
 from minialex.ops.lrn import LRN
 from minialex.ops.pool import MaxPool
 from minialex.ops.relu import ReLU
-from minialex.optim import SGD
+from minialex.optim import SGD, Adam
 from minialex.philox import philox
 
 CLASSES = 10
@@ -519,3 +519,23 @@ def test_wrong_batches_name_the_argument(cpu):
         own.load_parameters({**values, "conv1.weight": values["conv1.weight"][..., :11]})
     with pytest.raises(UserError, match="fc4.bias is missing"):
         own.load_parameters({k: v for k, v in values.items() if k != "fc4.bias"})
+
+
+class Unpadded(CPU):
+    def pitch(self, lanes):
+        return lanes
+
+
+@pytest.mark.parametrize("more", [{"clip_norm": 0.5}, {"optimizer": Adam(), "average": 0.9}], ids=["clipped sgd", "adam and a mean"])
+def test_padded_rows_change_nothing(more):
+    """A CPU's dense weights of 512 columns have rows of 528 floats; what is beyond the columns stays 0, and nobody sees it."""
+    net, batch = Net({"pool1": MaxPool(4, 4), "fc2": Dense(512), "fc3": Dense(4, relu=False)}, 11), drawn(Net({"fc": Dense(4, relu=False)}, 11), 9)
+    padded, plain = (network(net, device(2), 9, **more) for device in (CPU, Unpadded))
+    assert padded.arrays["parameter fc2.weight"].shape == (12, 528) and plain.arrays["parameter fc2.weight"].shape == (12, 512)
+    for step in range(5):
+        for own in (padded, plain):
+            own.train_step(*batch, step, 0.01)
+    for own, other in ((getattr(padded, kind), getattr(plain, kind)) for kind in ("parameters", "gradients", "state", "averages")):
+        close(host(padded, own), host(plain, other), 1e-5)
+    rows = [array for array in padded.arrays.values() if array.shape[-2:] == (12, 528)]
+    assert len(rows) == 2 + len(padded.state) // 4 and all(array[..., 512:].any() == 0 and array[..., :512].any() for array in rows)

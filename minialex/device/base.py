@@ -62,6 +62,10 @@ class Device:
         """Slices of a long sum that together keep the device busy, if one makes `tiles` tiles of 128 x 128 of a product."""
         return 1
 
+    def pitch(self, lanes: int) -> int:
+        """Floats from row to row of a large matrix of so many columns, as products like it best."""
+        return lanes
+
     def empty(self, shape: tuple[int, ...], dtype: Any = None) -> Array:
         """An array with anything in it, of the device's floats unless told otherwise."""
         raise NotImplementedError
