@@ -106,15 +106,16 @@ def tile_operations(m, r):
     A zero of a matrix costs nothing, a factor of 1 or -1 no product, and points p and -p share sums: those of even and of odd powers.
     """
     (a, b, g), t = matrices(m, r), m + r - 1
+    pairs, alone = slice(1, t - 1, 2), [0, *[t - 1] * (1 - t % 2)]
 
     def sums(rows):
         return sum(max(0, np.count_nonzero(row) - 1) + int(np.sum((row != 0) & (abs(row) != 1))) for row in rows)
 
     def forth(f):
-        return sums([f[0], f[-1], *f[1:-1:2, ::2], *f[1:-1:2, 1::2]]) + t - 2
+        return sums([*f[alone], *f[pairs, ::2], *f[pairs, 1::2]]) + t - len(alone)
 
     def back(f):
-        return sums(np.vstack([f[:1], f[1:-1:2], f[-1:]]).T) + t - 2
+        return sums(np.vstack([f[:1], f[pairs], f[alone[1:]]]).T) + t - len(alone)
     return {"winograd_input": (t * forth(b), t * forth(b)), "winograd_spread": (m * forth(a), t * forth(a)), "winograd_filter": (r * forth(g), t * forth(g)),
             "winograd_output": (t * back(a), m * back(a)), "winograd_filter_gradient": (t * back(g), r * back(g))}
 
@@ -185,6 +186,7 @@ FEW = {
     "transpose_tiles": "a warp for 32 x 32 weights or gradients, of matrices with few", "sum_partials": "a warp for a channel", "cross_entropy_rows": "a warp for an image", "label_rank": "a warp for an image",
     "tally": "a warp for 32 images", "dropout_in_place": "a warp for 256 activations, of dense layers with few",
     "im2col": "a warp for a pixel of a piece's last, few images", "col2im": "a warp for a pixel of a piece's last, few images",
+    **dict.fromkeys(("winograd_input", "winograd_spread", "winograd_output"), "a warp for a group's channels of a tile, of which small maps have few: 9 an image"),
     **dict.fromkeys(("winograd_filter", "winograd_filter_gradient"), "a warp for 32 filters of a channel, of layers with few"),
     "winograd_blocks": "a warp for a block of a filter's taps, of which there are few", "winograd_pixels": "a warp for a tap of a filter",
 }
@@ -401,9 +403,9 @@ def compiled():
     return [f"A block has {32 * ROWS_PER_BLOCK} threads. Where sm_80 and sm_90 differ: sm_80 / sm_90.",
             *([f"Instructions are not counted: {problem}."] if problem else ["Instructions are those in the machine code, not those that run."]), "",
             "Zeros and ones of Winograd's matrices cost nothing: what their kernels add and multiply is no more than the matrices say (tests/test_nvrtc.py counts it "
-            "in the PTX), and this is for a channel of a tile, or a filter, of F(4x4, 3x3) / F(4x4, 5x5): " + ", ".join(
-                f"{name} {' / '.join(f'{sum(tile_operations(m, r)[name])}' for r, m in FORMS.items())}" for name in tile_operations(4, 3))
-            + ". The machine code has both forms of F, and what comes after the last matrix once for each answer to what a kernel is asked.", "",
+            "in the PTX), and this is for a channel of a tile, or a filter, of F(4x4, 3x3) / F(5x5, 3x3) / F(4x4, 5x5): " + ", ".join(
+                f"{name} {' / '.join(f'{sum(tile_operations(m, r)[name])}' for r, sizes in FORMS.items() for m in sizes)}" for name in tile_operations(4, 3))
+            + ". The machine code has all forms of F, and what comes after the last matrix once for each answer to what a kernel is asked.", "",
             *table(("kernel", "registers", "shared bytes", "spilled bytes", "local bytes", "warps on a multiprocessor, of 64", *(() if problem else sass)), rows)]
 
 

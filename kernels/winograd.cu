@@ -11,18 +11,20 @@
 // In two dimensions each matrix is applied to the columns of a tile and then to its rows. Summed over channels, "*" is a matrix product for
 // each of the T^2 values of a tile, of (tiles, channels) and (channels, filters).
 //
-// The points are 0, then 1, -1, 2, -2, 1/2, -1/2 as far as needed, and infinity, where a polynomial's value is its leading coefficient. Of
-// points p and -p the even powers agree and the odd ones differ in sign, so that both values take the work of one.
+// The points are 0, then 1, -1, 2, -2, 1/2, -1/2 as far as needed, and, where T is even, infinity, where a polynomial's value is its leading
+// coefficient. Of points p and -p the even powers agree and the odd ones differ in sign, so that both values take the work of one.
 #define BLOCKS 4      // a thread holds 64 values
 #include "grid.cuh"
 
 constexpr double POINTS[] = {0, 1, -1, 2, -2, 0.5, -0.5};
 
-// Rows of these three belong to points, the last one to infinity. `at(i, k)` is what coefficient k counts for at point i.
+constexpr int finite(int t) { return t % 2 ? t : t - 1; }
+
+// Rows of these three belong to points, of an even number the last one to infinity. `at(i, k)` is what coefficient k counts for at point i.
 template <int T, int N> struct Evaluate {      // A, with N = M
     static constexpr int columns = N, points = T;
     static constexpr double at(int i, int k) {
-        if (i == T - 1) return k == N - 1;
+        if (i == finite(T)) return k == N - 1;
         double power = 1;
         for (int j = 0; j < k; ++j) power *= POINTS[i];
         return power;
@@ -33,7 +35,7 @@ template <int T> struct Interpolate {      // B^T: row i is the product of (z - 
     static constexpr int columns = T, points = T;
     static constexpr double at(int i, int k) {
         double product[T + 1] = {1};
-        for (int p = 0; p < T - 1; ++p)
+        for (int p = 0; p < finite(T); ++p)
             if (p != i) {
                 for (int j = T; j > 0; --j) product[j] = product[j - 1] - POINTS[p] * product[j];
                 product[0] *= -POINTS[p];
@@ -46,11 +48,14 @@ template <int T, int N> struct EvaluateOver {      // G, with N = R: that produc
     static constexpr int columns = N, points = T;
     static constexpr double at(int i, int k) {
         double scale = 1;
-        for (int p = 0; p < T - 1; ++p)
-            if (i < T - 1 && p != i) scale *= POINTS[i] - POINTS[p];
+        for (int p = 0; p < finite(T); ++p)
+            if (i < finite(T) && p != i) scale *= POINTS[i] - POINTS[p];
         return Evaluate<T, N>::at(i, k) / scale;
     }
 };
+
+// Whether points i and i + 1 are p and -p.
+template <class F> constexpr bool paired(int i) { return i % 2 == 1 && i + 1 < finite(F::points); }
 
 // The transpose of one of them, with points p and -p as one: they go into the even outputs by their sum and into the odd ones by their difference.
 template <class F> struct Folded {
@@ -72,13 +77,13 @@ template <class F, int I, int J, int STEP, bool FIRST = true, class V> DEVICE V 
 
 // v = F x
 template <class F, int I = 0, class V> DEVICE void to_points(const V* x, V* v) {
-    if constexpr (I == 0 || I == F::points - 1) v[I] = sum<F, I, 0, 1>(x);
+    if constexpr (!paired<F>(I)) v[I] = sum<F, I, 0, 1>(x);
     else {
         const V even = sum<F, I, 0, 2>(x), odd = sum<F, I, 1, 2>(x);
         v[I] = even + odd;
         v[I + 1] = even - odd;
     }
-    if constexpr (I < F::points - 1) to_points<F, I == 0 ? 1 : I + 2>(x, v);
+    if constexpr (I < F::points - 1) to_points<F, paired<F>(I) ? I + 2 : I + 1>(x, v);
 }
 
 // y = F^T v
@@ -89,11 +94,11 @@ template <class F, int K = 0, class V> DEVICE void from_folded(const V* even, co
     }
 }
 template <class F, class V> DEVICE void from_points(const V* v, V* y) {
-    constexpr int last = F::points / 2;
+    constexpr int last = Folded<F>::columns - 1;
     V even[last + 1], odd[last + 1];
     even[0] = odd[0] = v[0];
-    even[last] = odd[last] = v[F::points - 1];
-    UNROLL for (int i = 1; i < last; ++i) {
+    if (!paired<F>(2 * last - 1)) even[last] = odd[last] = v[F::points - 1];
+    UNROLL for (int i = 1; paired<F>(2 * i - 1); ++i) {
         even[i] = v[2 * i - 1] + v[2 * i];
         odd[i] = v[2 * i - 1] - v[2 * i];
     }
@@ -179,6 +184,7 @@ template <int SIZE, int KERNEL_SIZE> struct Form {
 };
 template <class Body> DEVICE void with_form(int m, int r, Body body) {
     if (m == 4 && r == 3) body(Form<4, 3>());
+    if (m == 5 && r == 3) body(Form<5, 3>());
     if (m == 4 && r == 5) body(Form<4, 5>());
 }
 

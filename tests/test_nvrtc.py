@@ -58,7 +58,7 @@ def test_an_error_shows_the_compilers_words(library, tmp_path):
         nvrtc.compile_file(library, tmp_path / "broken.cu", 80)
 
 
-@pytest.mark.parametrize("r, m", FORMS.items())
+@pytest.mark.parametrize("r, m", [(r, m) for r, sizes in FORMS.items() for m in sizes])
 def test_winograds_kernels_compute_no_more_than_their_matrices_say(library, m, r):
     """In the PTX of a form by itself. What comes after the last matrix is there for each answer to what a kernel is asked; a thread runs one."""
     t, text = m + r - 1, source_text(sources() / "winograd.cu")

@@ -19,22 +19,28 @@ from .transpose import launch_transpose
 
 POINTS = 0, 1, -1, 2, -2, 1 / 2, -1 / 2
 STRIP = 32      # as in kernels/winograd.cu
-FORMS = {3: 4, 5: 4}      # R: M, as with_form in kernels/winograd.cu has them
+FORMS = {3: (4, 5), 5: (4,)}      # R: M, as with_form in kernels/winograd.cu has them
 
 
 @functools.lru_cache(maxsize=None)
 def matrices(m, r):
     """A (T, M), B^T (T, T) and G (T, R) in float64, from the points as kernels/winograd.cu has them."""
     t = m + r - 1
-    points = np.array(POINTS[:t - 1])
+    infinity = 1 - t % 2
+    points = np.array(POINTS[:t - infinity])
     scales = np.array([np.prod(p - points[points != p]) for p in points])
 
     def evaluate(n):
-        return np.vstack([np.vander(points, n, increasing=True), np.eye(n)[-1]])
+        return np.vstack([np.vander(points, n, increasing=True), *[np.eye(n)[-1]] * infinity])
 
     products = [np.polynomial.polynomial.polyfromroots(points[points != p]) for p in points]
-    interpolate = np.vstack([*(np.append(product, 0) for product in products), np.polynomial.polynomial.polyfromroots(points)])
-    return evaluate(m), interpolate, evaluate(r) / np.append(scales, 1)[:, None]
+    interpolate = np.vstack([*(np.append(product, [0] * infinity) for product in products), *[np.polynomial.polynomial.polyfromroots(points)] * infinity])
+    return evaluate(m), interpolate, evaluate(r) / np.append(scales, [1] * infinity)[:, None]
+
+
+def form(r, height, width):
+    """The M whose tiles of an output take the fewest multiplications: tiles of 5 x 5 where they cover 13 pixels by three, 55 by eleven."""
+    return min(FORMS[r], key=lambda m: -(-height // m) * -(-width // m) * (m + r - 1) ** 2)
 
 
 def tiles_of(x, rows, size, step, height, width, channels, down, across, pad_top, pad_left, groups):
@@ -134,7 +140,7 @@ class Winograd:
             self.shape = self.out[0] + self.r - 1, self.out[1] + self.r - 1, self.step ** 2 * shape[2]
             self.pad, self.blocks = (0, 0), int(np.prod(self.shape))      # floats of an image's blocks
             self.geometry = self.step, *shape, *self.shape[:2], pad_top, pad_left
-        self.m = FORMS[self.r]
+        self.m = form(self.r, *self.out[:2])
         self.values = (self.m + self.r - 1) ** 2 * self.groups
         self.channels, self.filters = self.shape[2] // self.groups, conv.filters // self.groups
         self.forward_tiles, self.backward_tiles = ((-(-height // self.m), -(-width // self.m)) for height, width, _ in (self.out, self.shape))

@@ -12,7 +12,7 @@ from minialex.gradcheck import check_op, compare, to_host
 from minialex.nets import build
 from minialex.ops.conv import Conv
 from minialex.ops.layer import run_alone
-from minialex.ops.winograd import FORMS, Winograd, matrices, pitch_of
+from minialex.ops.winograd import FORMS, Winograd, form, matrices, pitch_of
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 import convolution_errors  # noqa: E402
@@ -26,6 +26,9 @@ CASES = {                # x, w, options
     "padding on one side": ((2, 9, 6, 3), (5, 5, 3, 4), {"pad": ((4, 0), (1, 3))}),
     "channels 31 to 33": ((2, 5, 4, 31), (3, 3, 31, 33), {"pad": 1}),
     "channels 33 to 257": ((1, 3, 4, 33), (3, 3, 33, 257), {"pad": 2}),
+    "a tile of 5": ((2, 5, 5, 3), (3, 3, 3, 4), {"pad": 1}),
+    "tiles of 5, of which none is whole": ((1, 13, 9, 6), (3, 3, 3, 10), {"pad": 1, "groups": 2}),
+    "tiles of 5 blocks": ((1, 47, 24, 3), (11, 11, 3, 5), {"stride": 4, "pad": 3}),
     "two groups": ((2, 5, 9, 6), (3, 3, 3, 4), {"pad": 1, "groups": 2}),
     "three groups of 11": ((1, 6, 9, 33), (5, 5, 11, 99), {"pad": (0, 2), "groups": 3}),
     "a group for each channel": ((2, 5, 4, 7), (3, 3, 1, 14), {"pad": 1, "groups": 7}),
@@ -62,7 +65,14 @@ def test_the_matrices_of_six_values_are_the_published_ones():
     np.testing.assert_allclose(g, np.array([[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]]) / 24)
 
 
-@pytest.mark.parametrize("r, m", FORMS.items())
+def test_a_net_has_the_form_with_the_fewest_multiplications():
+    assert [form(3, n, n) for n in (4, 5, 8, 12, 13, 24, 27, 54, 55)] == [4, 5, 4, 4, 5, 5, 4, 5, 5] and form(5, 27, 27) == 4
+    paper = build("paper")
+    assert {name: Winograd(layer, paper.inputs[name]).m for name, layer in paper.layers.items() if isinstance(layer, Conv)} == {
+        "conv1": 5, "conv2": 4, "conv3": 5, "conv4": 5, "conv5": 5}
+
+
+@pytest.mark.parametrize("r, m", [(r, m) for r, sizes in FORMS.items() for m in sizes])
 def test_the_kernels_have_these_matrices(device, r, m):
     """Columns of zeros but a one come out as the columns of the matrices: of B^T and A as they are, of G through its transforms."""
     from minialex.ops import winograd as ops
@@ -135,7 +145,7 @@ def test_nan_spreads_over_its_tiles_and_no_further(device):
     x = np.ones((1, 13, 13, 3), np.float32)
     x[0, 1, 1, 0] = np.nan
     y = to_host(conv2d(x, np.ones((3, 3, 3, 2), np.float32), pad=1, algorithm="winograd", device=device))
-    assert np.isnan(y[0, :4, :4]).all() and not np.isnan(y[0, 4:, 4:]).any()
+    assert np.isnan(y[0, :5, :5]).all() and not np.isnan(y[0, 5:, 5:]).any()
 
 
 @pytest.mark.parametrize("options, text", [

@@ -215,7 +215,7 @@ CLOSE = {         # fused multiply-adds, or sums over lanes, whose order differs
     **{f"lrn_backward {size} {beta}": lambda d, s=size, b=beta: F.local_response_norm_backward(drawn(*X.shape), X, s, alpha=0.8, beta=b, device=d)
        for size, beta in ((5, 0.75), (1, 0.5), (63, 1.0), (7, 0.3))},
     "lrn_backward of 263 channels": lambda d: F.local_response_norm_backward(drawn(3, 263), drawn(3, 263), 9, alpha=0.8, device=d),
-    **{f"winograd of {r}x{r}": lambda d, m=m, r=r: winograd(d, m, r) for r, m in FORMS.items()},
+    **{f"winograd of {m}x{m}, {r}x{r}": lambda d, m=m, r=r: winograd(d, m, r) for r, sizes in FORMS.items() for m in sizes},
     "bias": lambda d: bias(d, False, 67, 131),
     "bias with relu": lambda d: bias(d, True, 35, 263),
     **{f"sgd {form}": lambda d, f=form: F.sgd_update(drawn(2051), drawn(2051), drawn(2051), lr=0.1, weight_decay=0.01, form=f, device=d)
