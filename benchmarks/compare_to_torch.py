@@ -1,13 +1,14 @@
 """Images per second of minialex beside PyTorch's and onnxruntime's: the same net, weights and batch, shown equal before anything is timed.
 
-python benchmarks/compare_to_torch.py [--net paper owt half] [--batch 64 ...] [--conv im2col auto] [--rounds 5] [--size PIXELS] [--device auto]
+python benchmarks/compare_to_torch.py [--net paper owt half] [--batch 64 ...] [--conv im2col auto] [--rounds 5] [--size PIXELS] [--device auto] [--tf32]
     [--json FILE] [--plot FILE]
 
 Ours takes part once for each algorithm of the convolutions that --conv names, and the last of them is the one whose ratios count. PyTorch at its
 best: contiguous and channels-last, eager and torch.compile, all threads, foreach SGD, inference_mode; the fastest of them counts, and is named.
-On a CPU onnxruntime joins in inference, with as many threads, where it is installed. All sides alternate within a round, after one round of
-warm-up, each with one step, or the median of as many as take 0.2 s; the ratio is the median over rounds. Dropout is on for timing training and off
-for the comparison.
+On a GPU PyTorch also has fused SGD, cudnn.benchmark and compiled CUDA graphs, and there are two figures: of pictures that lie on the GPU already, and
+from the pixels of pictures on the host. On a CPU onnxruntime joins in inference, with as many threads, where it is installed. All sides alternate
+within a round, after one round of warm-up, each with one step, or the median of as many as take 0.2 s; the ratio is the median over rounds. Dropout
+is on for timing training and off for the comparison.
 
 `ceiling` is a share of the rate that this machine's own matrix product of 4096^3 reaches (on a CPU, oneDNN's or OpenBLAS's; on a GPU, cuBLAS's):
 of the multiplications and additions that the direct convolution takes, so many are got through per second. Winograd's does with fewer, so that
@@ -21,6 +22,7 @@ import re
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 import warnings
 from dataclasses import replace
@@ -108,6 +110,27 @@ def torch_device(device):
     return "cuda" if device.name == "cuda" else "cpu"
 
 
+def passes(at):
+    """What is timed: on a GPU of pictures that lie there already, and from pixels on the host to updated weights, or to logits."""
+    return ("train", "infer", *(["train from pixels", "infer from pixels"] if at == "cuda" else []))
+
+
+def take_precision(torch, device, tf32):
+    """TF32 or float32 on both sides (by PyTorch's older switches: its compiler refuses the newer ones)."""
+    device.take_precision("tf32" if tf32 else "float32")
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+
+
+def in_a_process(name, arguments):
+    """What this command finds of one net, in a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "found.json"
+        done = subprocess.run([sys.executable, __file__, *(sys.argv[1:] if arguments is None else arguments), "--net", name, "--json", str(file), "--plot", ""])
+        if done.returncode:
+            raise UserError(f"comparing {name} failed (exit {done.returncode})")
+        return json.loads(file.read_text())
+
+
 def product_rate(device):
     """FLOP per second of a product of 4096^3 on all of the device, best of five."""
     a, b, c = (device.zeros((4096, 4096)) for _ in range(3))
@@ -124,7 +147,7 @@ def product_rate(device):
 def step_flop(net, what):
     """Floating point operations of an image's pass: products only; the first layer has no input gradient."""
     macs = [layer.macs(net.inputs[name]) for name, layer in net.layers.items()]
-    return 2 * sum(macs) if what == "infer" else 6 * sum(macs) - 2 * next(m for m in macs if m)
+    return 2 * sum(macs) if what.startswith("infer") else 6 * sum(macs) - 2 * next(m for m in macs if m)
 
 
 def race(torch, net, device, batch, rounds, compiled, convs, exported):
@@ -139,9 +162,10 @@ def race(torch, net, device, batch, rounds, compiled, convs, exported):
     print(f"{name} ours: " + "; ".join(conv if conv == "im2col" else f"{conv} ({chosen[conv]})" for conv in convs), flush=True)
     torches = {form: Theirs(torch, net, parameters, data, form == "channels-last", device=at) for form in ("contiguous", "channels-last")}
     if compiled:
-        torches |= {f"{form}, compiled": Theirs(torch, net, parameters, data, form == "channels-last", True, device=at) for form in torches}
+        ways = {"compiled": {}} | ({"compiled, graphs": {"mode": "reduce-overhead"}} if at == "cuda" else {})
+        torches |= {f"{form}, {way}": Theirs(torch, net, parameters, data, form == "channels-last", how, device=at) for form in torches for way, how in ways.items()}
     found = {"algorithms": {conv: tune.algorithms(side.network.net) for conv, side in ours.items()}}
-    for what in ("train", "infer"):
+    for what in passes(at):
         times = timed(torch, name, {**ours, **torches, **({"onnxruntime": exported} if exported and what == "infer" else {})}, what, rounds, at == "cuda")
         speed = {side: batch / statistics.median(each) for side, each in times.items()}
         best, eager = (max(which, key=speed.get) for which in (speed.keys() & torches.keys(), ("contiguous", "channels-last")))
@@ -149,11 +173,11 @@ def race(torch, net, device, batch, rounds, compiled, convs, exported):
         middle = {side: statistics.median(each) for side, each in ratios.items()}
         found[what] = {"ours": speed[counts], "torch": speed[best], "ratio": middle[best], "least": ratios[best][0], "most": ratios[best][-1], "best": best,
                        "ratio_to_eager": middle[eager], "ratio_to": middle, "all": speed}
-        print(f"{name} {what:6} ratio {middle[best]:.2f} ({ratios[best][0]:.2f} to {ratios[best][-1]:.2f}), to eager {middle[eager]:.2f}"
+        print(f"{name} {what:{max(map(len, passes(at)))}} ratio {middle[best]:.2f} ({ratios[best][0]:.2f} to {ratios[best][-1]:.2f}), to eager {middle[eager]:.2f}"
               + "".join(f", to {side} {middle[side]:.2f}" for side in speed if side not in torches and side != counts) + "   images/s: "
               + ", ".join(f"{'PyTorch ' * (side in torches)}{side} {speed_:.1f}" for side, speed_ in speed.items()), flush=True)
     rate = max(rate, product_rate(device))
-    for what in ("train", "infer"):
+    for what in passes(at):
         found[what]["ceiling"] = found[what]["ours"] * step_flop(net, what) / rate
     print(f"{name} multiplications and additions of the direct convolution per second, of {rate / 1e9:.0f} GFLOP/s in a product of 4096^3: "
           + ", ".join(f"{'training' if what == 'train' else 'inference'} " + " ".join(
@@ -256,20 +280,21 @@ def print_layers(name, rows):
 
 
 def print_table(found):
-    """A row for each net, batch and mode: images/s of each side, and the ratios of the last of ours."""
+    """A row for each net, batch and pass: images/s of each side, and the ratios of the last of ours."""
     ours, others = found["machine"]["conv"], ["onnxruntime"] * bool(found["machine"]["onnxruntime"])
     heads = [*ours, "PyTorch", *others, *(f"to {side}" for side in ("PyTorch", "eager", *others)), "ceiling"]
-    print(f"\nimages/s, and the ratios of {ours[-1]}\n{'net':9} {'batch':>5} {'':5} " + " ".join(f"{head:>14}" for head in heads))
+    width = max(len(what) for _, _, what, _ in rows(found))
+    print(f"\nimages/s, and the ratios of {ours[-1]}\n{'net':9} {'batch':>5} {'':{width}} " + " ".join(f"{head:>14}" for head in heads))
     for name, batch, what, own in rows(found):
         values = own["all"] | {"PyTorch": own["torch"], "to PyTorch": own["ratio"], "to eager": own["ratio_to_eager"], "ceiling": own["ceiling"]}
         if "onnxruntime" in own["all"]:
             values["to onnxruntime"] = own["ratio_to"]["onnxruntime"]
-        print(f"{name:9} {batch:5} {what:5} " + " ".join(
+        print(f"{name:9} {batch:5} {what:{width}} " + " ".join(
             f"{values[head]:14{'.0%' if head == 'ceiling' else '.2f' if head.startswith('to ') else '.1f'}}" if head in values else " " * 14 for head in heads))
 
 
 def rows(found):
-    return [(name, batch, what, own[what]) for name, net in found["nets"].items() for batch, own in net["batches"].items() for what in ("train", "infer")]
+    return [(name, batch, what, own[what]) for name, net in found["nets"].items() for batch, own in net["batches"].items() for what in passes("cuda") if what in own]
 
 
 def plot(found, path):
@@ -304,6 +329,7 @@ def main(arguments=None):
     parser.add_argument("--size", type=int, help="pixels of the pictures' side; default: the published")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     parser.add_argument("--memory-batch", type=int, default=128, help="images of the step whose memory is measured (cpu); 0: none")
+    parser.add_argument("--tf32", action="store_true", help="products of both sides in TF32 (cuda); that they are equal is still shown in float32")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--json", metavar="FILE")
     parser.add_argument("--plot", metavar="FILE")
@@ -323,7 +349,9 @@ def main(arguments=None):
     if device.name == "cuda" and not torch.cuda.is_available():
         raise UserError("this PyTorch has no CUDA: install its CUDA build, or use --device cpu")
     torch.set_num_threads(device.threads if device.name == "cpu" else torch.get_num_threads())
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False      # as cuBLAS is used here
+    if args.tf32:
+        device.take_precision("tf32")      # or says that there is none
+    torch.backends.cudnn.benchmark = True
     runtime = None
     if device.name == "cpu":
         try:
@@ -339,15 +367,19 @@ def main(arguments=None):
     print(f"PyTorch {torch.__version__} and minialex on {device.name}: {machine['device']}; {machine['processor']}, {machine['vectors']}; "
           f"batch {' '.join(map(str, args.batch))}, {args.rounds} rounds", flush=True)
     found = {"machine": machine, "nets": {}}
-    for name in args.net:
+    for name in args.net if device.name == "cpu" or len(args.net) == 1 else ():
         net, own = nets.build(name, size=args.size), {"batches": {}}
         found["nets"][name] = own
         for batch in args.batch:
+            take_precision(torch, device, False)
             worst, exported = check_equal(torch, net, device, batch, args.conv, runtime)
+            take_precision(torch, device, args.tf32)
             own["batches"][batch] = {"equal": worst, **race(torch, net, device, batch, args.rounds, not args.no_compile, args.conv, exported)}
         print_layers(f"{name}, {args.conv[-1]}, batch {batch}", own["batches"][batch]["layers"])
         if device.name == "cpu" and args.memory_batch and STATUS.exists():
             own["memory"] = memory(name, args.size, args.memory_batch, device.threads, args.conv[-1])
+    if not found["nets"]:      # on a GPU each net has a process of its own, and all of its memory
+        found["nets"] = {name: net for each in args.net for name, net in in_a_process(each, arguments)["nets"].items()}
     print_table(found)
     if args.json:
         Path(args.json).write_text(json.dumps(found, indent=1) + "\n")

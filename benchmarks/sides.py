@@ -68,6 +68,16 @@ class Ours:
         self.network = Network(net, device, batch, input=whole(net), training=training, optimizer=SGD(0.9, 5e-4, "torch", bias_decay=1.0), conv=conv)
         self.data, self.count, self.device = data, 0, device
 
+    def step(self, what):
+        """A pass as `what` says: "train" or "infer"; on a GPU of pictures that lie there already, or "... from pixels" of those on the host."""
+        mode, _, pixels = what.partition(" ")
+        tape = self.network.tapes.get(("train" if mode == "train" else "evaluate", len(self.data[0])))
+        if self.device.name == "cuda" and tape and not pixels:
+            tape.play()
+            self.device.synchronize()
+        else:
+            getattr(self, mode)()
+
     def train(self):
         self.network.train_step(*self.data, self.count, LR)
         self.count += 1
@@ -83,27 +93,44 @@ class Ours:
         return self.device.to_numpy(self.network.arrays[f"activation {list(self.network.net.layers)[-1]}"][:self.network.passed])
 
     def seconds(self, what):
-        """Of a step: "train" or "infer"."""
+        """Of a pass."""
         if self.device.name != "cuda":
-            return seconds(getattr(self, what))
+            return seconds(lambda: self.step(what))
         events = [self.device.cupy.cuda.Event() for _ in range(2)]
-        return between_events(getattr(self, what), *events, self.device.cupy.cuda.get_elapsed_time)
+        return between_events(lambda: self.step(what), *events, self.device.cupy.cuda.get_elapsed_time)
 
 
 class Theirs:
-    def __init__(self, torch, net, parameters, data, channels_last, compiled=False, device="cpu"):
-        self.torch, images = torch, data[0]
+    """PyTorch's side, eager or with options for torch.compile."""
+
+    def __init__(self, torch, net, parameters, data, channels_last, compiled=None, device="cpu"):
+        self.torch, images, self.channels_last, self.graphs = torch, data[0], channels_last, bool(compiled and "mode" in compiled)
+        self.pixels = torch.from_numpy(images).pin_memory() if device == "cuda" else torch.from_numpy(images)
+        self.mean, self.scale = (torch.tensor(value, dtype=torch.float32, device=device).reshape(1, 3, 1, 1) for value in (Input.mean, Input.scale))
+        self.given = lambda: self.x
         pixels = (images.astype(np.float32) - np.float32(Input.mean)) * np.float32(Input.scale)
         form = {"memory_format": torch.channels_last} if channels_last else {}
         self.x = torch.tensor(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))).to(device, **form)
         self.labels = torch.tensor(data[1].astype(np.int64)).to(device)
         self.plain = torch_net(torch, net, parameters).to(device, **form)
-        self.model = torch.compile(self.plain) if compiled else self.plain
-        self.sgd = torch.optim.SGD(self.plain.parameters(), LR, momentum=0.9, weight_decay=5e-4, foreach=True)
+        self.model = self.plain if compiled is None else torch.compile(self.plain, **compiled)
+        self.sgd = torch.optim.SGD(self.plain.parameters(), LR, momentum=0.9, weight_decay=5e-4, **({"fused": True} if device == "cuda" else {"foreach": True}))
+
+    def from_pixels(self):
+        """The batch as a training program has it: bytes in pinned memory, copied without blocking, and normalised on the GPU."""
+        x = self.pixels.to(self.x.device, non_blocking=True).permute(0, 3, 1, 2)      # channels last, as they lie
+        return ((x if self.channels_last else x.contiguous()).float() - self.mean) * self.scale
+
+    def step(self, what):
+        mode, _, pixels = what.partition(" ")
+        self.given = self.from_pixels if pixels else lambda: self.x
+        if self.graphs:
+            self.torch.compiler.cudagraph_mark_step_begin()
+        getattr(self, mode)()
 
     def train(self):
         self.plain.train()
-        self.loss = self.torch.nn.functional.cross_entropy(self.model(self.x), self.labels)
+        self.loss = self.torch.nn.functional.cross_entropy(self.model(self.given()), self.labels)
         self.sgd.zero_grad()
         self.loss.backward()
         self.sgd.step()
@@ -112,7 +139,7 @@ class Theirs:
     def infer(self):
         self.plain.eval()
         with self.torch.inference_mode():
-            self.logits = self.model(self.x)
+            self.logits = self.model(self.given())
         self.wait()
 
     def wait(self):
@@ -121,9 +148,9 @@ class Theirs:
 
     def seconds(self, what):
         if not self.x.is_cuda:
-            return seconds(getattr(self, what))
+            return seconds(lambda: self.step(what))
         events = [self.torch.cuda.Event(enable_timing=True) for _ in range(2)]
-        return between_events(getattr(self, what), *events, lambda begin, end: begin.elapsed_time(end))
+        return between_events(lambda: self.step(what), *events, lambda begin, end: begin.elapsed_time(end))
 
 
 class Exported:

@@ -7,7 +7,6 @@ import os
 import sys
 
 from . import interrupts
-from .device import DEVICES
 from .errors import UserError
 
 BROKEN_PIPE = 141      # 128 + SIGPIPE, as the shell says of a program that the signal ends; Python has it ignored
@@ -105,9 +104,12 @@ def parser_of(command, description, **more):
     return Parser(prog=name, description=description, **more)
 
 
+DEVICE_HELP = "auto, cpu, cuda, numpy, or of several GPUs cuda:0, cuda:1, ... (default auto: a working GPU, else the CPU)"
+
+
 def add_device(parser):
     """The options of where to compute."""
-    parser.add_argument("--device", default="auto", choices=DEVICES, help="default auto: a working GPU, else the CPU")
+    parser.add_argument("--device", default="auto", help=DEVICE_HELP)
     parser.add_argument("--threads", type=int, help="CPU threads (default: the cores, a container's share of them, or OMP_NUM_THREADS if less)")
 
 

@@ -17,7 +17,7 @@ from .ops.conv import Conv
 def memory(layout):
     """{what: bytes} of a training step."""
     kinds = {"parameters": "parameter ", "momentum": "velocity ", "gradients": "gradient ", "activations": "activation ",
-             "pool winners": "kept ", "prepared weights": "prepared ", "workspace": "workspace ", "input": "input ", "results": "output "}
+             "kept for backward": "kept ", "prepared weights": "prepared ", "workspace": "workspace ", "input": "input ", "results": "output "}
     return {what: layout.bytes(kind) for what, kind in kinds.items()}
 
 
@@ -53,6 +53,7 @@ def main(arguments=None):
     if args.gpu:      # divides work as one of these does, and needs neither for that
         device.processors, where = args.gpu, f"a GPU of {args.gpu} multiprocessors"
         device.images_at_once, device.slices = MethodType(CUDA.images_at_once, device), MethodType(CUDA.slices, device)
+        device.spare = lambda: 1 << 60      # it has room for columns
     else:
         device.threads, device.chunk, device.tile = args.threads, CPU.chunk, CPU.tile
     shares, chunk = cut(device, args.batch)

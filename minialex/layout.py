@@ -61,6 +61,11 @@ class Layout:
             if training:
                 self.arrays |= {f"{slot} {name}": (shape, floats) for slot in slots}
                 self.arrays[f"gradient {name}"] = ((self.shares if name.split(".")[0] in self.stack else 1, *shape), floats)
+        if training:
+            keepable = {f"kept {name}.{key}": ((rows, *shape), dtype) for name, layer in net.layers.items() for key, (shape, dtype) in layer.keepable(net.inputs[name]).items()}
+            room = device.spare() if workspace_mb is None else workspace_mb * 2**20 - 4 * self.shares * self.columns
+            if device.spare() and sizes(keepable) <= room - (sizes(self.arrays) if workspace_mb is None else 0):
+                self.arrays |= keepable
         for name, layer in net.layers.items():
             for backward in (False, *([True] if training and name != net.bottom else [])):
                 self.arrays |= {f"prepared {name}.{key}": (shape, floats) for key, shape in layer.prepared(net.inputs[name], backward).items()}
@@ -96,5 +101,9 @@ class Layout:
 
     def bytes(self, kind: str = "") -> int:
         """Bytes of the arrays whose name starts with `kind`."""
-        return sum(int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
-                   for name, (shape, dtype) in self.arrays.items() if name.startswith(kind))
+        return sizes({name: array for name, array in self.arrays.items() if name.startswith(kind)})
+
+
+def sizes(arrays: dict[str, tuple[Shape, Any]]) -> int:
+    """Bytes of {name: (shape, dtype)}."""
+    return sum(int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize for shape, dtype in arrays.values())

@@ -7,6 +7,7 @@ import numpy as np
 
 from .data.augment import Input
 from .device import Array, Device, open_device
+from .device.kernel import address
 from .errors import UserError
 from .layout import Layout, cut
 from .limits import free_memory
@@ -310,7 +311,8 @@ class Network:
                     gradients={p: self.gradients[f"{name}.{p}"] for p in parts} if self.training else {},
                     prepared={k: self.arrays[array] for backward in (False, True) for k in layer.prepared(self.net.inputs[name], backward)
                               if (array := f"prepared {name}.{k}") in self.arrays},
-                    kept={k: self.rows(f"kept {name}.{k}", share, first, last) for k in layer.kept(self.net.inputs[name])},
+                    kept={k: self.rows(array, share, first, last) for k in layer.kept(self.net.inputs[name]) | layer.keepable(self.net.inputs[name])
+                          if (array := f"kept {name}.{k}") in self.arrays},
                     columns=self.arrays["workspace dense"] if layer.dense and self.training else self.arrays["workspace columns"][share], first=first,
                     seed=self.seed, number=layers.index(name), now=self.arrays["input now"])
 
@@ -338,7 +340,3 @@ def shaped(buffer: Array, shape: Sequence[int]) -> Array:
 def same_memory(array: Array, buffer: Array) -> bool:
     """Whether an array starts where the buffer does."""
     return address(array) == address(buffer)
-
-
-def address(array: Array) -> int:
-    return array.data.ptr if hasattr(array.data, "ptr") else array.ctypes.data

@@ -8,9 +8,8 @@ import os
 import signal
 from functools import partial
 
-from .command import parser_of, run_command, say
+from .command import DEVICE_HELP, parser_of, run_command, say
 from .data.augment import Input
-from .device import DEVICES
 from .errors import UserError, typed
 from .nets import NETS
 from .progress import on_terminal
@@ -68,11 +67,13 @@ def parse(arguments):
                      "'minialex[tensorboard]'; default none)")
     run.add_argument("--dry-run", action="store_true", help="open the data, lay out the net, say what memory it takes, try one step, and keep nothing")
     run.add_argument("--seed", type=int, help="of weights, order, crops and dropout (default 0)")
-    run.add_argument("--device", choices=DEVICES, help="default auto: a working GPU, else the CPU")
+    run.add_argument("--device", help=DEVICE_HELP)
     run.add_argument("--threads", type=int, help="CPU threads (default: the cores, a container's share of them, or OMP_NUM_THREADS if less)")
     run.add_argument("--workspace-mb", type=float, help="most memory for convolution's columns, all shares together")
     run.add_argument("--conv", choices=CHOICES["conv"], help="the algorithm of convolutions; auto: for each layer and pass the faster one of im2col "
                      "and Winograd's, timed once on this machine (default: auto)")
+    run.add_argument("--precision", choices=CHOICES["precision"], help="of matrix products: float32 (default), or on NVIDIA GPUs since Ampere tf32, several times "
+                     "as fast, whose operands keep 10 bits of their fractions instead of 23")
     run.add_argument("--out", metavar="DIR", help="run folder (default: a new one in runs/)")
     run.add_argument("--resume", metavar="RUN", help="continue the run in this folder; only --epochs, --early-stop, --log, --device, "
                      "--threads and a data folder that has moved may be given with it")

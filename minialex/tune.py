@@ -36,6 +36,11 @@ def settled(net: Net, device: Device, batch: int, shares: int, chunk: int, *, tr
     """
     if isinstance(conv, str) and conv not in CHOICES:
         raise UserError(f"--conv {conv}: choose one of {', '.join(CHOICES)}")
+    if device.precision == "tf32" and isinstance(conv, str):
+        if conv == "winograd":
+            raise UserError("--conv winograd with --precision tf32: its transforms would make the rounding of such products ten to twenty times larger; "
+                            "use --conv im2col, or --precision float32")
+        conv = "im2col"
     layers = {}
     for name, layer in net.layers.items():
         if isinstance(layer, Conv) and layer.algorithm == "auto":
@@ -45,6 +50,8 @@ def settled(net: Net, device: Device, batch: int, shares: int, chunk: int, *, tr
                 pair = (conv, conv) if conv != "auto" else fastest(layer, net.inputs[name], device, batch, shares, chunk, training, name != net.bottom)
             else:
                 pair = tuple(conv.get(name, ("im2col", "im2col")))
+                if len(pair) != 2 or not all(algorithm in ALGORITHMS for algorithm in pair):
+                    raise UserError(f"convolutions of config.json: {name} has {list(pair)}; expected two of {', '.join(ALGORITHMS)}, for forward and backward")
             layer = replace(layer, algorithm=pair)
         layers[name] = layer
     return Net(layers, net.size, net.name)
@@ -119,6 +126,7 @@ def recorded(layer: Conv, shape: Shape, device: Device, shares: int, chunk: int,
         x, dy = (device.array(random.standard_normal((chunk, *size), np.float32)) for size in (shape, out))
         sites.append(Site(x=x, y=device.empty((chunk, *out)), dy=dy, dx=device.empty((chunk, *shape)) if dx and training else None, parameters=weights,
                           gradients={part: device.zeros(w.shape) for part, w in weights.items()} if training else {}, prepared=prepared, accumulate=True,
+                          kept={key: device.empty((chunk, *size), kind) for key, (size, kind) in (layer.keepable(shape) if training and device.spare() else {}).items()},
                           columns=device.empty((room,))))
     for backward, way in enumerate(PASSES[:1 + training]):
         with device.record() as once:

@@ -11,7 +11,7 @@ from simt.trace import Trace
 from minialex.device.kernel import declarations, sources
 from minialex.nets import Net, build
 from minialex.ops.conv import Conv
-from minialex.ops.im2col import Im2col
+from minialex.ops.im2col import Im2col, cut_evenly
 from minialex.ops.dense import Dense
 from minialex.ops.dropout import Dropout
 from minialex.ops.lrn import LRN
@@ -111,9 +111,11 @@ def test_a_plan_has_the_products_of_a_step():
         assert [sum(launch.flop for launch in of) for of in own] == [flop, flop * (1 if name == "conv1" else 2)]
         if isinstance(layer, Dense):
             assert [len(of) for of in own] == [1, 2] and not any(launch.columns for of in own for launch in of)
-        elif isinstance(layer, Conv):      # 8 images fit at once: forward; a weight gradient in slices, and of the images left over; dx
-            rest = 8 % min(8, Im2col(layer, net.inputs[name]).slices(report.Plan(report.CHIPS[0]))) > 0
-            assert [len(of) for of in own] == [1, 1 + rest + (name != "conv1")] and all(launch.columns for of in own for launch in of)
+        elif isinstance(layer, Conv):      # 8 images fit at once: forward; a weight gradient in slices (of each group), and of the pixels left over; dx
+            pixels, way = 8 * np.prod(net.outputs[name][:2]), Im2col(layer, net.inputs[name])
+            slices, sliced = cut_evenly(pixels, way.slices(report.Plan(report.CHIPS[0])))
+            weight = (layer.groups if slices > 1 else 0) + (sliced < pixels or slices == 1)
+            assert [len(of) for of in own] == [1, weight + (name != "conv1")] and all(launch.columns for of in own for launch in of)
         products += sum(map(len, own))
     assert products == sum(launch.name == "gemm" for launch in launches)
 

@@ -112,7 +112,7 @@ def test_an_exception_is_a_failed_check_with_its_first_lines_and_its_place(capsy
 
 
 def test_mistakes(capsys, monkeypatch):
-    monkeypatch.setattr(cuda, "why_not", lambda: "the driver finds no GPU")
+    monkeypatch.setattr(cuda, "why_not", lambda number: "the driver finds no GPU")
     with pytest.raises(SystemExit) as left:
         run_command(lambda: selftest.main(["--device", "cuda", "--quick"]))
     assert left.value.code == 2 and capsys.readouterr() == ("", "error: --device cuda: the driver finds no GPU\n")

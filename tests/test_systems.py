@@ -63,7 +63,7 @@ with train.Interrupts():
     pass
 print("all else runs")
 from minialex.device import cuda
-cuda.why_not = lambda: "CuPy is not installed"
+cuda.why_not = lambda number=0: "CuPy is not installed"
 try:
     minialex.open_device()
 except minialex.UserError as error:

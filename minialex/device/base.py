@@ -10,10 +10,14 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from ..errors import UserError
 from ..limits import cpu_quota
 from .kernel import Kernel
 
 Array: TypeAlias = Any      # of a device: numpy's on cpu and numpy, CuPy's on cuda, which may not be installed
+
+
+PRECISIONS = "float32", "tf32"      # of products
 
 
 class PerThread:
@@ -43,6 +47,7 @@ class Device:
     array_type: Any          # of its arrays
     processors: int          # of a GPU
     products: str | None = None      # the library of matrix products and its version
+    precision = "float32"    # of products; `take_precision` changes it
     threads = 1              # shares of a batch that can run at the same time
     float = np.dtype(np.float32)
     recording: Any = PerThread(None)
@@ -61,6 +66,10 @@ class Device:
     def slices(self, tiles: int) -> int:
         """Slices of a long sum that together keep the device busy, if one makes `tiles` tiles of 128 x 128 of a product."""
         return 1
+
+    def spare(self) -> int:
+        """Bytes that what only saves time may take: the columns of a convolution, kept from forward to backward."""
+        return 0
 
     def pitch(self, lanes: int) -> int:
         """Floats from row to row of a large matrix of so many columns, as products like it best."""
@@ -106,11 +115,23 @@ class Device:
         """Collects the launches of the block in a Tape instead of running them."""
         if self.recording is not None:
             raise RuntimeError("a recording is already under way in this thread")
-        self.recording = tape = Tape(self)
+        self.recording = tape = self.tape()
         try:
             yield tape
         finally:
             self.recording = None
+
+    def take_precision(self, precision: str) -> None:
+        """Makes products of one of PRECISIONS from now on; a UserError where the device has none such."""
+        if precision != "float32":
+            raise UserError(f"--precision {precision}: products of device {self.name} are of float32; {precision} needs an NVIDIA GPU of compute capability 8.0 or later")
+
+    def tape(self) -> Any:
+        """An empty recording."""
+        return Tape(self)
+
+    def use(self) -> None:
+        """Makes this the device of the calling thread, where threads have one."""
 
     def parallel(self, count: int) -> Iterable[int]:
         """for share in device.parallel(n): launches of different shares may run at the same time (n <= threads)."""
@@ -139,11 +160,13 @@ class Tape:
         self.places: list[str] = []
 
     def play(self) -> None:
+        self.device.use()
         for call in self.calls:
             call()
 
     def play_timed(self) -> dict[str, float]:
         """Plays, waiting for each launch. -> {place: seconds}"""
+        self.device.use()
         self.device.synchronize()
         took: dict[str, float] = {}
         for place, call in zip(self.places, self.calls):

@@ -1,6 +1,5 @@
 """The CPU device: the .cu files compiled by the machine's C++ compiler, oneDNN or OpenBLAS for matrix products."""
 
-import contextlib
 import ctypes
 import sys
 from collections.abc import Callable, Iterator
@@ -112,14 +111,8 @@ class CPU(Device):
 
     def launch(self, kernel: Kernel, rows: int, *arguments: Any) -> None:
         values = kernel.bind((rows, *arguments), self.array_type, self.name)
-        slots = np.zeros(len(values), np.uint64)
-        for i, (declared, value) in enumerate(zip(kernel.arguments, values)):
-            if declared.pointer:
-                slots[i] = value.ctypes.data
-            else:
-                slots[i:i + 1].view(declared.dtype)[0] = value
         run = address_of(getattr(self.libraries[kernel.source], f"run_{kernel.name}"))
-        self.submit((run, slots, arguments, kernel.name, self.place))
+        self.submit((run, kernel.packed(values), arguments, kernel.name, self.place))
 
     def gemm(self, a: Array, b: Array, c: Array, transpose_a: bool = False, transpose_b: bool = False, accumulate: bool = False) -> None:
         """c = op(a) op(b) (+ c if accumulate), float32, each of (rows, columns) or (batch, rows, columns)."""
@@ -141,15 +134,8 @@ class CPU(Device):
         else:
             self.recording.add(command)
 
-    @contextlib.contextmanager
-    def record(self) -> Iterator[Any]:
-        if self.recording is not None:
-            raise RuntimeError("a recording is already under way in this thread")
-        self.recording = tape = Tape(self)
-        try:
-            yield tape
-        finally:
-            self.recording = None
+    def tape(self) -> Any:
+        return Tape(self)
 
     def parallel(self, count: int) -> Iterator[int]:
         """for share in device.parallel(n): each share's launches run one after another on a core of their own.

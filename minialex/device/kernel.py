@@ -5,6 +5,7 @@ import inspect
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -112,6 +113,21 @@ class Kernel:
             return [a.check(v, array_type, device) for a, v in zip(self.arguments, values)]
         except (TypeError, ValueError, OverflowError) as error:
             raise type(error)(f"{self.name}: {error}") from None
+
+    def packed(self, values):
+        """Checked values in 8 bytes each, as a launch hands them on: addresses, and scalars in their own width."""
+        slots = np.zeros(len(values), np.uint64)
+        for i, (declared, value) in enumerate(zip(self.arguments, values)):
+            if declared.pointer:
+                slots[i] = address(value)
+            else:
+                slots[i:i + 1].view(declared.dtype)[0] = value
+        return slots
+
+
+def address(array: Any) -> int:
+    """Of an array's first element, in the memory of the host or of a GPU."""
+    return array.data.ptr if hasattr(array.data, "ptr") else array.ctypes.data
 
 
 def kernel(source: str) -> Callable[[Callable[..., None]], Kernel]:

@@ -4,6 +4,7 @@ Two algorithms compute it, each in a file of its own: Im2col any of them, Winogr
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -78,6 +79,9 @@ class Conv(Layer):
 
     def prepared(self, shape: Shape, backward: bool) -> dict[str, Shape]:
         return self.passes(shape)[backward].prepared(backward)
+
+    def keepable(self, shape: Shape) -> dict[str, tuple[Shape, Any]]:
+        return {"columns": ((Im2col(self, shape).image,), np.float32)} if self.pair == ("im2col", "im2col") else {}
 
     def columns(self, device: Device, shape: Shape, images: int, training: bool, dx: bool) -> tuple[int, int]:
         needs = [self.passes(shape)[backward].columns(device, images, backward, dx) for backward in (False, True)[:1 + training]]

@@ -1,7 +1,7 @@
 """Convolution by im2col: each window is laid out as a row, so that a group's output is a matrix product of rows and weights.
 
 Backward multiplies by the transposed matrices (the weights', transposed once for all images), and col2im gathers the input's gradient
-from its columns.
+from its columns. Where there is memory for it the forward pass keeps its columns, for the weights' gradient; then those of the input's take their place.
 """
 
 from typing import Any
@@ -15,6 +15,7 @@ from .layer import Shape, Site
 from .transpose import launch_transpose
 
 STAGED = 1024      # as in kernels/im2col.cu
+LEAST = 32         # pixels of a slice of the weight gradient's sum: shorter ones spend their time reading and writing their parts
 MANY = 338         # rows of columns; a product of fewer spends its time packing the weights
 
 
@@ -104,22 +105,23 @@ class Im2col:
         wanted = self.slices(device)
         room = at.columns.size - (wanted * at.gradients["weight"].size if wanted > 1 else 0)
         for images, lines in self.pieces(device, at, room, rows=0):
-            columns, dy, n = self.unfold(device, at, images, lines), piece(at.dy, images, lines), images.stop - images.start
-            slices = min(n, wanted)
-            sliced = len(dy) // n * (n // slices * slices) if slices > 1 else 0      # pixels, of whole images
-            if sliced:
+            dy = piece(at.dy, images, lines)
+            columns = self.shaped(self.room(at), len(dy)) if "columns" in at.kept else self.unfold(device, at, images, lines)
+            slices, sliced = cut_evenly(len(dy), wanted)
+            if slices > 1:
                 self.add_slices(device, at, columns[:, :sliced], dy[:sliced], slices, accumulate)
+            else:
+                sliced = 0
             if sliced < len(dy):
                 device.gemm(columns[:, sliced:, :self.fan_in], self.grouped(dy[sliced:]), dweight, transpose_a=True, accumulate=accumulate or sliced > 0)
             accumulate = True
         if at.dx is None:
             return
-        transposed = at.prepared["transposed"].reshape(self.groups, -1, self.fan_in)
-        for images in steps(len(at.x), max(1, min(self.tile(device), at.columns.size) // self.image)):
+        transposed, room = at.prepared["transposed"].reshape(self.groups, -1, self.fan_in), self.room(at)
+        for images in steps(len(at.x), max(1, min(self.tile(device), room.size) // self.image)):
             n = images.stop - images.start
-            columns = at.columns[:n * self.image].reshape(self.groups, -1, self.pitch)[:, :, :self.fan_in]
-            device.gemm(self.grouped(at.dy[images]), transposed, columns)
-            device.launch(col2im, n * self.shape[0] * self.shape[1] * self.groups, at.columns, at.dx[images], *self.geometry())
+            device.gemm(self.grouped(at.dy[images]), transposed, self.shaped(room, n * self.out[0] * self.out[1])[:, :, :self.fan_in])
+            device.launch(col2im, n * self.shape[0] * self.shape[1] * self.groups, room, at.dx[images], *self.geometry())
 
     def add_slices(self, device: Device, at: Site, columns: Array, dy: Array, slices: int, accumulate: bool) -> None:
         """The weight gradient of columns (groups, pixels, pitch) and dy (pixels, filters) as a sum over slices of the pixels."""
@@ -132,7 +134,7 @@ class Im2col:
 
     def pieces(self, device: Device, at: Site, room: int, rows: int = MANY) -> list[tuple[slice, slice]]:
         """A pass as [(images, lines of their output), ...] whose columns fit into `room` floats, and into the cache where there is one."""
-        height, room = self.out[0], min(room, self.tile(device, rows))
+        height, room = self.out[0], at.kept["columns"].size if "columns" in at.kept else min(room, self.tile(device, rows))
         if room >= self.image:
             return [(images, slice(0, height)) for images in steps(len(at.x), room // self.image)]
         count = -(-height // (room * height // self.image))
@@ -141,9 +143,16 @@ class Im2col:
 
     def unfold(self, device: Device, at: Site, images: slice, lines: slice) -> Array:
         """im2col of some lines of some images. -> columns (groups, pixels, pitch), of which the first fan_in of each row are used"""
-        self.launch(device, at.x[images], at.columns, lines)
-        pixels = (images.stop - images.start) * (lines.stop - lines.start) * self.out[1]
-        return at.columns[:self.groups * pixels * self.pitch].reshape(self.groups, pixels, self.pitch)
+        room = self.room(at)
+        self.launch(device, at.x[images], room, lines)
+        return self.shaped(room, (images.stop - images.start) * (lines.stop - lines.start) * self.out[1])
+
+    def room(self, at: Site) -> Array:
+        """The floats for columns: those of all images where they are kept."""
+        return at.kept["columns"].reshape(-1) if "columns" in at.kept else at.columns
+
+    def shaped(self, room: Array, pixels: int) -> Array:
+        return room[:self.groups * pixels * self.pitch].reshape(self.groups, pixels, self.pitch)
 
     def launch(self, device: Device, x: Array, columns: Array, lines: slice | None = None) -> None:
         """Launches im2col of x, all of its images."""
@@ -169,6 +178,13 @@ class Im2col:
     def grouped(self, matrix: Array) -> Array:
         """(..., filters) as (groups, rows, filters/groups), without a copy."""
         return matrix.reshape(-1, self.groups, self.conv.filters // self.groups).transpose(1, 0, 2)
+
+
+def cut_evenly(pixels: int, wanted: int) -> tuple[int, int]:
+    """Slices of a sum over pixels, of at least LEAST and about as many as wanted: so many that as few as possible are left over. -> (slices, pixels in them)"""
+    most = max(1, min(wanted, pixels // LEAST))
+    slices = min(range(most, most - most // 4 - 1, -1), key=lambda count: pixels % count)
+    return slices, pixels - pixels % slices
 
 
 def steps(n: int, size: int) -> list[slice]:

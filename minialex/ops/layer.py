@@ -101,6 +101,10 @@ class Layer:
         """{name: (shape per image, dtype)} of what forward leaves for backward besides y."""
         return {}
 
+    def keepable(self, shape: Shape) -> dict[str, tuple[Shape, Any]]:
+        """{name: (shape per image, dtype)} of what forward may leave besides, where there is room, for backward to do less."""
+        return {}
+
     def prepared(self, shape: Shape, backward: bool) -> dict[str, Shape]:
         """{name: shape} of what `prepare(device, site, backward)` makes of the parameters before a pass, once for all its images."""
         return {}
@@ -211,7 +215,8 @@ def run_alone(layer: Layer, device: str | Device, x: Array, dy: Array = None, pa
     site = Site(x=put(device, x), parameters={k: put(device, v) for k, v in (parameters or {}).items()},
                 now=device.array(np.array([step, 0.0]), np.float64), **more)
     site.y = site.x if layer.in_place else device.empty((n, *out), floats)
-    site.kept = {k: device.empty((n, *s), d) for k, (s, d) in layer.kept(shape).items()}
+    kept = layer.kept(shape) | (layer.keepable(shape) if device.spare() else {})
+    site.kept = {k: device.empty((n, *s), d) for k, (s, d) in kept.items()}
     _, columns = layer.columns(device, shape, max(n, 1), dy is not None, True)
     site.columns = device.empty((max(columns, layer.partials(shape, n)),), floats)
     ready(layer, device, site, False)

@@ -16,7 +16,7 @@ from ..data.folder import ImageFolder, drawn_fraction, open_data, open_validatio
 from ..data.listing import twins
 from ..data.loader import Loader
 from ..data.shapes import default_set
-from ..device import DEVICES, open_device
+from ..device import check_name, open_device
 from ..device.base import Device
 from ..errors import UserError, shown
 from ..network import Network
@@ -44,8 +44,8 @@ class Run:
         self._kept, self._words, self.folder, self.config = kept, words, kept.given, kept.config()
         self.classes, self.net, self.input = self.config["classes"], net_of(self.config), Input.from_config(self.config)
         self.checkpoint = kept.checkpoint(which)
-        if isinstance(device, str) and device not in DEVICES:
-            raise UserError(f"unknown device {device!r}: choose {', '.join(DEVICES)}")
+        if isinstance(device, str):
+            check_name(device)
         self._asked = device or "auto", threads, announce
         self._network: Network | None = None
         self._busy = threading.RLock()      # one network, one pass at a time
@@ -69,7 +69,12 @@ class Run:
     def device(self) -> Device:
         """Where it computes, opened when it is first needed; `chosen` says why there."""
         device, threads, announce = self._asked
-        opened, self.chosen = open_device(device, threads, announce) if isinstance(device, str) else (device, "given")
+        if not isinstance(device, str):
+            self.chosen = "given"
+            return device
+        opened, self.chosen = open_device(device, threads, announce)
+        if opened.name == "cuda":      # elsewhere a run that was trained with less precision is evaluated with more
+            opened.take_precision(self.config["options"].get("precision", "float32"))
         return opened
 
     @property

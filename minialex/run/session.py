@@ -71,6 +71,7 @@ class Session:
         # A wrong path is told before anything is compiled; the built-in set may have to be drawn, and waits.
         sources = self.opened() if any(options[name] for name in ("data", "train", "val")) else None
         self.device, reason = open_device(options["device"] or "auto", self.threads(config), announce=lambda text: tell("compiling", text))
+        self.device.take_precision(options["precision"])
         tell("device", in_short(self.device, reason))
         train, val = sources or self.opened()
         tell("train", f"{train} from {train.root}")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from .. import tune
 from ..data.augment import Input
+from ..device.base import PRECISIONS
 from ..errors import UserError
 from ..optim import SGD, Adam, Schedule
 from . import board
@@ -16,7 +17,7 @@ from .folder import RunFolder
 from .recipes import RECIPES
 
 # Options that came later, and what a run has that was begun before there were these: nothing of the kind, and the one algorithm there was.
-NEUTRAL = {"val_fraction": None, "clip_norm": None, "class_weights": "none", "early_stop": 0, "log": "none", "average": None}
+NEUTRAL = {"val_fraction": None, "clip_norm": None, "class_weights": "none", "early_stop": 0, "log": "none", "average": None, "precision": "float32"}
 OLDER = NEUTRAL | {"conv": "im2col"}
 DEFAULTS = {"net": "half", "epochs": 30, "batch": 64, "lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4, "schedule": "cosine,warmup:1",
             "seed": 0, "init": "he", "form": "2012", "workspace_mb": None, "size": None, "side": None, "fit": None, "augment": "",
@@ -28,7 +29,7 @@ NUMBERS = "lr", "momentum", "weight_decay", "bias_lr", "bias_decay", "label_smoo
 SGD_ONLY = "momentum", "weight_decay", "form", "bias_lr", "bias_decay"
 SHAPES_DEFAULTS = {"epochs": 8, "batch": 32, "size": 98}       # reaches 97 % on the built-in set in a minute on two cores
 CHOICES = {"fit": ("crop", "squash"), "optimizer": ("sgd", "adam"), "form": ("2012", "torch"), "init": ("he", "published", "2012-code"),
-           "class_weights": ("none", "balanced"), "conv": tune.CHOICES, "log": ("none", "tensorboard")}
+           "class_weights": ("none", "balanced"), "conv": tune.CHOICES, "precision": PRECISIONS, "log": ("none", "tensorboard")}
 ANEW = "epochs", "early_stop", "log", "device", "threads"
 RESUMED = *ANEW, "data", "train", "val"       # what may be asked for anew when a run is resumed
 

@@ -4,14 +4,17 @@ What would go wrong silently on a GPU is made to happen here, and seen.
 """
 
 import ast
+import ctypes
 import dis
 import importlib
 import inspect
 import itertools
+import json
 import os
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +30,7 @@ from minialex.command import run_command
 from minialex.data.augment import Input
 from minialex.device import cuda, open_device
 from minialex.device.base import cores
+from minialex.device.cpu import CPU
 from minialex.errors import UserError
 from minialex.layout import Layout
 from minialex.nets import build
@@ -67,6 +71,13 @@ def set_schedule(gpu, schedule):
     gpu.eager["launches"], gpu.eager["copies"] = SCHEDULES[schedule]
 
 
+@pytest.fixture(params=[2, 132], ids="{} multiprocessors".format)
+def gpu(gpu, request):
+    """One with few and one with many, on which it depends how a layer is cut."""
+    gpu.processors = request.param
+    return gpu
+
+
 @pytest.fixture
 def device(gpu):
     return open_device("cuda")[0]
@@ -97,13 +108,12 @@ def truth():
 def test_training_steps_equal_the_cpus_however_the_streams_run(gpu, schedule, net, truth):
     set_schedule(gpu, schedule)
     device = open_device("cuda")[0]
-    device.processors = 5
     (loss, *hits), parameters = after_steps(device, net)
     (true_loss, *true_hits), true_parameters = truth[net.name]
     assert loss == pytest.approx(true_loss, rel=1e-6) and hits == true_hits
     for name, value in parameters.items():
         np.testing.assert_allclose(value, true_parameters[name], rtol=1e-4, atol=1e-5 * np.abs(true_parameters[name]).max(), err_msg=name)
-    assert ("add_parts" in {name for name, _, _ in gpu.launches}) == (device.slices(1) > 1)
+    assert gpu.processors == 2 or "add_parts" in {name for name, _, _ in gpu.launches}
     assert all(block == 128 and 1 <= grid for _, grid, block in gpu.launches)
 
 
@@ -119,6 +129,7 @@ def pictures(tmp_path_factory):
     return root
 
 
+@pytest.mark.parametrize("gpu", [132], indirect=True)
 def test_every_command_runs_and_trains_as_on_the_cpu(gpu, pictures, tmp_path, capsys, plain_report):
     runs = {}
     for name in ("cuda", "cpu"):
@@ -131,7 +142,7 @@ def test_every_command_runs_and_trains_as_on_the_cpu(gpu, pictures, tmp_path, ca
         assert evaluate.main([str(out), "--data", str(pictures), "--device", name, "--batch", "4"]) == 0
         assert predict.main([str(out), str(pictures / "val/red/0.png"), "--device", name]) == 0
     printed = capsys.readouterr().out
-    assert "device   cuda (asked for): stand-in, 2 multiprocessors, CuPy stand-in" in printed and "resume " in printed
+    assert f"device   cuda (asked for): stand-in, {gpu.processors} multiprocessors, CuPy stand-in" in printed and "resume " in printed
     ours, true = (load(runs[name] / "last.safetensors") for name in ("cuda", "cpu"))
     assert ours[2]["step"] == true[2]["step"] == 6 and ours[2]["metrics"][-1]["val_loss"] == pytest.approx(true[2]["metrics"][-1]["val_loss"], rel=1e-4)
     for name, value in ours[0].items():
@@ -140,7 +151,7 @@ def test_every_command_runs_and_trains_as_on_the_cpu(gpu, pictures, tmp_path, ca
 
 @pytest.mark.parametrize("name", ["paper", "half"])
 def test_describe_knows_the_memory_of_a_gpu(device, name, capsys):
-    net = build(name)
+    net, device.spare = build(name), lambda: 1 << 60
     assert describe.main([name, "--gpu", str(device.processors), "--batch", "32"]) == 0
     total = capsys.readouterr().out.splitlines()[-1].split()
     assert total[0] == "total" and float(total[1].replace(",", "")) == pytest.approx(Layout(net, device, 32).bytes() / 2**20, abs=0.06)
@@ -293,8 +304,157 @@ def test_a_launch_that_the_gpu_refuses(device):
     function = device.modules["softmax.cu"].get_function("cross_entropy_rows")
     with pytest.raises(stand_in.CUDADriverError, match="CUDA_ERROR_INVALID_VALUE"):
         function((1,), (256,), ())
+    with pytest.raises(stand_in.CUDADriverError, match="CUDA_ERROR_INVALID_VALUE"):
+        device.launcher(function.kernel.ptr, 0, 1, 1, 128, 1, 1, 0, 0, 0, 0)
     with pytest.raises(stand_in.CUDADriverError, match="named symbol not found"):
         device.modules["softmax.cu"].get_function("softmax")
+
+
+def test_one_of_several_gpus_from_any_thread(gpu):
+    """Each thread has a current GPU of its own, and memory of one is none of another's."""
+    gpu.devices, net = 2, mini()
+    devices, found, faults = [open_device(name)[0] for name in ("cuda:1", "cuda:0")], {}, []
+
+    def steps(at):
+        try:
+            found[at] = after_steps(devices[at], net, 2)
+        except Exception as error:
+            faults.append(error)
+
+    for at in (0, 1, 0):
+        thread = threading.Thread(target=steps, args=(at,))
+        thread.start()
+        thread.join()
+    assert not faults and devices[0].gpu.id == 1
+    assert found[0][0] == found[1][0] and all(np.array_equal(found[0][1][name], value) for name, value in found[1][1].items())
+    array = devices[0].zeros((8,))
+    devices[1].use()
+    devices[0].use = lambda: None
+    devices[0].launch(relu_in_place, 1, array, 8)
+    with pytest.raises(RuntimeError, match="is memory of device 1, and the current one is 0"):
+        devices[1].synchronize()
+
+
+def test_with_debug_a_fault_names_its_launch(gpu, monkeypatch):
+    monkeypatch.setenv("MINIALEX_DEBUG", "1")
+    device = open_device("cuda")[0]
+    launch(device)
+    host = np.ones((2, 4), np.float32)
+    device.place = "conv1 forward"
+    with gpu.work():
+        wrong = stand_in.ndarray(type("Memory", (), {"ptr": host.ctypes.data}), host)
+        with pytest.raises(RuntimeError, match=r"^conv1 forward: relu_in_place\(rows 1, x \(2, 4\), count 8\): cudaErrorIllegalAddress: "):
+            device.launch(relu_in_place, 1, wrong, 8)
+
+
+def test_without_the_pool_memory_is_not_given_again(gpu, monkeypatch):
+    places = {}
+    for pool in "0", "1":
+        monkeypatch.setenv("MINIALEX_NO_POOL", pool)
+        device = open_device("cuda")[0]
+        for _ in range(2):
+            places.setdefault(pool, []).append(device.empty((100,)).data.ptr)
+    assert places["1"][0] != places["1"][1] and places["0"][0] == places["0"][1]
+
+
+def test_a_graph_computes_the_same(gpu, monkeypatch, recwarn):
+    """From their second time on recordings are graphs; what cannot be captured is played as before."""
+    net = small("paper", 67, 8)
+    plain, graphs = after_steps(open_device("cuda")[0], net, 6, 5), []
+    monkeypatch.setenv("MINIALEX_GRAPH", "1")
+    loaded, whole = ctypes.CDLL, stand_in.Graph.launch
+    monkeypatch.setattr(ctypes, "CDLL", lambda name, *more: stand_in.Library(name) if "cublas" in name else loaded(name, *more))
+    monkeypatch.setattr(stand_in.Graph, "launch", lambda self, stream=None: [graphs.append(self), whole(self, stream)])
+    device = open_device("cuda")[0]
+    found = after_steps(device, net, 6, 5)
+    assert found[0] == plain[0] and all(np.array_equal(found[1][name], value) for name, value in plain[1].items())
+    assert len(graphs) == 4 and len(set(graphs)) == 2      # six steps, of two sizes in turn, of each the first one without
+    device.take_precision("tf32")
+    assert gpu.tensor_products == 0 and after_steps(device, net, 4, 5)[0][1:] == after_steps(device, net, 4, 5)[0][1:] and gpu.tensor_products > 0
+    del graphs[:]
+    monkeypatch.setattr(stand_in.Stream, "end_capture", lambda self: [setattr(self, "_captured", None), stand_in.refused()])
+    device = open_device("cuda")[0]
+    found = after_steps(device, net, 6, 5)
+    assert found[0] == plain[0] and not graphs
+    told = [str(w.message) for w in recwarn.list if "MINIALEX_GRAPH" in str(w.message)]
+    assert set(told) == {"MINIALEX_GRAPH: this recording cannot be a graph (cudaErrorStreamCaptureInvalidated: operation failed due to a previous error during capture), "
+                         "and is played launch by launch"}
+    with pytest.raises(RuntimeError, match="cuBLAS gives status 7"):
+        device.graphs.function("sgemmStridedBatched")(device.graphs.handle_for(), *[0] * 3)
+
+
+def test_products_of_tf32_keep_ten_bits(gpu):
+    """Where all rows begin on 16 bytes; others, as of a layer of 10 classes, are of float32."""
+    device, random = open_device("cuda")[0], np.random.default_rng(0)
+    a, b = (random.standard_normal(shape).astype(np.float32) for shape in ((12, 40), (40, 8)))
+    exact = a.astype(np.float64) @ b
+
+    def product(rows=slice(None), lanes=slice(None)):
+        c = device.zeros((12, 8))
+        device.gemm(device.array(a), device.array(b), c)
+        device.gemm(device.array(a)[rows], device.array(b)[:, lanes], c[rows, lanes])
+        return np.abs(device.to_numpy(c) - exact).max() / np.abs(exact).max()
+
+    assert product() < 1e-6 and gpu.tensor_products == 0
+    device.take_precision("tf32")
+    assert 1e-5 < product() < 2e-3 and gpu.tensor_products == 2 and str(device).endswith(", TF32 products")
+    product(lanes=slice(1, 8))      # which begins after 4 bytes
+    assert gpu.tensor_products == 3
+    device.gemm(device.array(a[:, :39]), device.array(b[:39]), device.zeros((12, 8)))      # rows of 39
+    assert gpu.tensor_products == 3
+    with pytest.raises(UserError, match="--conv winograd with --precision tf32: its transforms would make"):
+        Network(small("paper", 67, 8), device, 2, conv="winograd")
+    assert {layer.pair for name, layer in Network(small("paper", 67, 8), device, 2).net.layers.items() if name.startswith("conv")} == {("im2col", "im2col")}
+    gpu.capability = 7, 5
+    with pytest.raises(UserError, match="--precision tf32: products of device cuda are of float32; tf32 needs an NVIDIA GPU of compute capability 8.0"):
+        open_device("cuda")[0].take_precision("tf32")
+
+
+@pytest.mark.parametrize("gpu", [2], indirect=True)
+def test_a_run_of_tf32(gpu, pictures, tmp_path, capsys, plain_report):
+    out, options = tmp_path / "run", ["--data", str(pictures), "--size", "64", "--batch", "5", "--epochs", "1", "--precision", "tf32"]
+    assert train.main([*options, "--out", str(out), "--device", "cuda"]) == 0 and gpu.tensor_products
+    before = gpu.tensor_products
+    assert "TF32 products" in capsys.readouterr().out and json.loads((out / "config.json").read_text())["options"]["precision"] == "tf32"
+    for name in "cuda", "cpu":
+        assert evaluate.main([str(out), "--data", str(pictures), "--device", name]) == 0
+        before, more = gpu.tensor_products, gpu.tensor_products - before
+        assert (more > 0) == (name == "cuda")
+    for command in ([*options, "--out", str(tmp_path / "other")], ["--resume", str(out), "--epochs", "2"]):
+        with pytest.raises(UserError, match="--precision tf32: products of device cpu are of float32; tf32 needs an NVIDIA GPU"):
+            train.main([*command, "--device", "cpu"])
+
+
+def test_columns_are_kept_where_there_is_room(gpu):
+    """Then im2col runs once for each convolution and step, and results are the same but for rounding."""
+    net, found, device = mini(), {}, open_device("cuda")[0]
+    tight = 4.001 * max(net.layers[name].columns(device, net.inputs[name], 6, True, name != "conv1")[0] for name in ("conv1", "conv2")) / 2**20
+    for room in (None, tight, 9):
+        own = Network(net, device, 6, input=Input(net.size + 3, net.size), workspace_mb=room, conv="im2col")
+        assert ("kept conv1.columns" in own.arrays) == (room != tight) and own.layout.bytes("kept conv1") + own.layout.bytes("workspace columns") <= (room or 99) * 2**20
+        before = len(gpu.launches)
+        own.gradient(*drawn(net, 6), step=2)
+        device.synchronize()
+        launches = [name for name, _, _ in gpu.launches[before:]]
+        found[room] = launches.count("im2col"), {name: device.to_numpy(g) for name, g in own.gradients.items()}
+    assert found[None][0] == found[9][0] == 2 < found[tight][0]
+    for name, value in found[None][1].items():
+        np.testing.assert_allclose(found[tight][1][name], value, rtol=1e-4, atol=1e-5 * np.abs(value).max(), err_msg=name)
+    assert "kept conv1.columns" not in Network(net, device, 6, training=False).arrays and "kept conv1.columns" not in Network(net, CPU(1), 6, conv="im2col").arrays
+
+
+def test_pieces_and_slices(gpu, monkeypatch):
+    from ops.test_conv import test_gradients_accumulate_over_pieces_of_the_batch as test
+    test(open_device("cuda")[0], monkeypatch)
+    assert "add_parts" in {name for name, _, _ in gpu.launches}
+
+
+def test_no_memory_for_cublas_is_told_in_a_sentence(gpu, monkeypatch):
+    def refused():
+        raise stand_in.CUBLASError("CUBLAS_STATUS_NOT_INITIALIZED")
+    monkeypatch.setattr(sys.modules["cupy.cuda"], "get_cublas_handle", refused)
+    with pytest.raises(UserError, match="device cuda: cuBLAS does not start .CUBLAS_STATUS_NOT_INITIALIZED.: is the GPU's memory taken by another process?"):
+        open_device("cuda")
 
 
 def test_too_little_memory_is_told_in_a_sentence(gpu, pictures, tmp_path, capsys):
@@ -306,9 +466,20 @@ def test_too_little_memory_is_told_in_a_sentence(gpu, pictures, tmp_path, capsys
 
 
 def test_why_there_is_no_gpu(gpu, monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert cuda.why_not() is None
     gpu.devices = 0
     assert cuda.why_not() == "the driver finds no GPU"
+    for hidden in "", "-1":
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+        assert cuda.why_not() == f"CUDA_VISIBLE_DEVICES='{hidden}' leaves no GPU to be seen"
+    gpu.devices, gpu.capability = 1, (7, 0)
+    assert cuda.why_not() == ("stand-in has compute capability 7.0, and this CuPy's CUDA begins at 7.5 (minialex[cuda12] goes further back than minialex[cuda13])")
+    gpu.capability = 7, 5
+    assert cuda.why_not() is None and cuda.why_not(1) == "there is no GPU 1: 1 can be seen, and cuda:0 is the first"
+    for name, text in (("cuda:1", "--device cuda:1: there is no GPU 1"), ("cuda:", "unknown device 'cuda:': choose auto, cpu, cuda, numpy, or one of several GPUs")):
+        with pytest.raises(UserError, match=text):
+            open_device(name)
     gpu.driver = False
     assert cuda.why_not() == "no working NVIDIA driver (cudaErrorInsufficientDriver)"
     gpu.driver, gpu.devices = True, 1
@@ -337,7 +508,7 @@ def test_no_line_of_cuda_py_is_left_out(request):
         code = codes.pop()
         inner = [constant for constant in code.co_consts if inspect.iscode(constant)]
         codes += inner
-        if code.co_name != "<module>" and not (code.co_qualname in ("CUDA", "Slot")):
+        if code.co_name != "<module>" and not (code.co_qualname in ("CUDA", "Slot", "Blas", "GraphTape")):
             lines |= {line for _, line in dis.findlinestarts(code) if line}
     heads = {node.lineno for node in ast.walk(ast.parse(Path(cuda.__file__).read_text())) if isinstance(node, ast.FunctionDef)}
     assert lines - executed - heads == set()
@@ -399,7 +570,8 @@ def compare_with_the_library(module, made):
         importlib.import_module("cupy_backends.cuda.libs").__path__, importlib.machinery.EXTENSION_SUFFIXES)
         if (Path(place) / f"{module.rpartition('.')[2]}{suffix}").exists())
     text = file.read_bytes()
-    declared = re.search(rb"\x00sgemmStridedBatched\(([^)]*)\)", text)[1].decode()
-    assert [part.split()[-1] for part in declared.split(",")] == list(inspect.signature(made.sgemmStridedBatched).parameters)
+    for name in "sgemmStridedBatched", "gemmStridedBatchedEx":
+        declared = re.search(rb"\x00" + name.encode() + rb"\(([^)]*)\)", text)[1].decode()
+        assert [part.split()[-1] for part in declared.split(",")] == list(inspect.signature(getattr(made, name)).parameters)
     assert b"CUBLAS_OP_N" in text and b"CUBLAS_OP_T" in text
-    return 1
+    return 2

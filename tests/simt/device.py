@@ -51,7 +51,7 @@ class SIMT(CPU):
 
     name = "simt"
     flags, trampoline = SIMT_FLAGS, TRAMPOLINE
-    record, parallel = Device.record, Device.parallel
+    tape, parallel = Device.tape, Device.parallel
 
     def __init__(self, order="ascending", largest_grid=LARGEST_GRID, block=32 * ROWS_PER_BLOCK):
         self.prelude = SHIM.read_text()

@@ -15,6 +15,7 @@ import contextlib
 import ctypes
 import importlib.machinery
 import mmap
+import threading
 import time
 import types
 import weakref
@@ -58,10 +59,11 @@ class GPU:
         self.map = mmap.mmap(-1, ARENA, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000)      # MAP_NORESERVE
         self.start = ctypes.addressof(ctypes.c_char.from_buffer(self.map))
         self.simt = SIMT("permuted")
-        self.limit, self.processors, self.devices, self.driver = ARENA, 2, 1, True
+        self.limit, self.processors, self.devices, self.driver, self.capability = ARENA, 2, 1, True, (9, 0)
+        self.current, self.pooled, self.taken = threading.local(), True, {}      # taken: where each other device's memory is
         self.eager = {"launches": False, "copies": False}
         self.end, self.used, self.free, self.fault, self.working = self.start, 0, {}, None, 0
-        self.streams, self.launches, self.protected = weakref.WeakSet(), [], False
+        self.streams, self.launches, self.tensor_products, self.protected = weakref.WeakSet(), [], 0, False
         self.protect(True)
 
     def protect(self, on):
@@ -86,6 +88,16 @@ class GPU:
         if self.fault:
             raise CUDARuntimeError(700, f"cudaErrorIllegalAddress: an illegal memory access was encountered ({self.fault})")
 
+    def device(self):
+        """The number of the calling thread's device."""
+        return getattr(self.current, "number", 0)
+
+    def check_place(self, address):
+        """Memory of one device is none of another's."""
+        owner = next((number for (start, end), number in self.taken.items() if start <= address < end), 0)
+        if owner != self.device():
+            self.fault = f"0x{address:x} is memory of device {owner}, and the current one is {self.device()}"
+
     def bytes(self, address, size):
         """Memory of the device as bytes, for the device; a host pointer is a fault."""
         if not self.start <= address <= address + size <= self.end:
@@ -96,7 +108,7 @@ class GPU:
     def malloc(self, size):
         """cupy/cuda/memory.pyx: 512-byte steps, an arena per stream, the smallest free chunk that fits."""
         stream, size = get_current_stream(), max(512, -(-size // 512) * 512)
-        chunks = self.free.setdefault(stream.ptr, [])
+        chunks = self.free.setdefault((self.device(), stream.ptr), []) if self.pooled else []
         fitting = [chunk for chunk in chunks if chunk[1] >= size]
         if fitting:
             chunk = min(fitting, key=lambda chunk: chunk[1])
@@ -106,12 +118,14 @@ class GPU:
         else:
             chunk = self.end, size
             self.end, self.used = self.end + size, self.used + size
+            if self.device():
+                self.taken[chunk[0], chunk[0] + size] = self.device()
             stream._push(lambda: self.bytes(*chunk).fill(POISON))
-        return chunk, stream
+        return chunk, stream, self.device()
 
-    def release(self, chunk, stream):
+    def release(self, chunk, stream, device):
         """Back to the pool at once, without waiting; what the next owner finds is poison, in the order of the stream."""
-        self.free[stream.ptr].append(chunk)
+        self.free.setdefault((device, stream.ptr), []).append(chunk)
         stream._push(lambda: self.bytes(*chunk).fill(POISON))
 
 
@@ -136,8 +150,22 @@ class Stream:
     def __exit__(self, *error):
         self.current.pop()
 
+    _captured = None
+
+    def begin_capture(self, mode=None):
+        if self is Stream.null:
+            raise CUDARuntimeError(900, "cudaErrorStreamCaptureUnsupported: operation not permitted when stream is capturing")
+        self._captured = []
+
+    def end_capture(self):
+        work, self._captured = self._captured, None
+        return Graph(work)
+
     def _push(self, work):
-        """Queues work: a function to call, or a Mark to wait for."""
+        """Queues work: a function to call, or a Mark to wait for. While a graph is captured it goes there."""
+        if self._captured is not None:
+            self._captured.append(work)
+            return
         self._queue.append(work)
         advance()
 
@@ -163,6 +191,8 @@ class Stream:
             self._step()
 
     def synchronize(self):
+        if self._captured is not None:
+            raise CUDARuntimeError(900, "cudaErrorStreamCaptureUnsupported: operation not permitted when stream is capturing")
         gpu.check()
         self._run_to()
         advance()
@@ -177,6 +207,21 @@ class Stream:
         gpu.check()
         if event._mark:      # one that was never recorded holds nothing up (CUDA runtime API, cudaStreamWaitEvent)
             self._push(event._mark)
+
+
+def refused():
+    raise CUDARuntimeError(901, "cudaErrorStreamCaptureInvalidated: operation failed due to a previous error during capture")
+
+
+class Graph:
+    """cupy/cuda/graph.pyx: what a stream was given while it was capturing, to be launched again and again."""
+
+    def __init__(self, work):
+        self._work = work
+
+    def launch(self, stream=None):
+        for work in self._work:
+            (stream or get_current_stream())._push(work)
 
 
 class Mark:
@@ -234,9 +279,9 @@ class Memory:
     """A block of the pool; it goes back when nothing refers to it any more."""
 
     def __init__(self, size):
-        chunk, stream = gpu.malloc(size)
+        chunk, stream, device = gpu.malloc(size)
         self.ptr = chunk[0]
-        self.back = weakref.finalize(self, gpu.release, chunk, stream)
+        self.back = weakref.finalize(self, gpu.release, chunk, stream, device)
         self.back.atexit = False
 
 
@@ -380,12 +425,15 @@ class RawModule:
             self.library = gpu.simt.builder.build("module", gpu.simt.wrapped(self.code, declared_in(self.code)))
         if not hasattr(self.library, f"run_{name}"):
             raise CUDADriverError(500, f"CUDA_ERROR_NOT_FOUND: named symbol not found ({name})")
-        return RawKernel(name, getattr(self.library, f"run_{name}"))
+        return RawKernel(name, getattr(self.library, f"run_{name}"), declared_in(self.code)[name])
 
 
 class RawKernel:
-    def __init__(self, name, function):
+    def __init__(self, name, function, arguments):
+        self.arguments = arguments
         self.name, self.function = name, ctypes.cast(function, ctypes.c_void_p).value
+
+    kernel = property(lambda self: Function(self))
 
     def __call__(self, grid, block, args, *, shared_mem=0):
         """cupy/cuda/function.pyx: sizes of a grid below 1 become 1, and neither number nor width of arguments is checked."""
@@ -393,19 +441,45 @@ class RawKernel:
         grid, block = (max(1, int((size + (1, 1))[0])) for size in (grid, block))
         if grid > 2**31 - 1 or block > 1024 or block > 128:      # 128: __launch_bounds__ of grid.cuh
             raise CUDADriverError(1, "CUDA_ERROR_INVALID_VALUE: invalid argument")
-        slots = np.full(len(args) + 16, 2**64 - 1, np.uint64)
-        pointers = []
-        for i, value in enumerate(args):
-            packed = pack(value)
-            slots[i:i + 1].view(np.uint8)[:len(packed)] = np.frombuffer(packed, np.uint8)
-            pointers += [value.data.ptr] if isinstance(value, ndarray) and value.size else []
+        self._launch(grid, block, [pack(value) for value in args], [value.data.ptr for value in args if isinstance(value, ndarray) and value.size])
+
+    def _launch(self, grid, block, packed, pointers):
+        slots = np.full(len(packed) + 16, 2**64 - 1, np.uint64)
+        for i, value in enumerate(packed):
+            slots[i:i + 1].view(np.uint8)[:len(value)] = np.frombuffer(value, np.uint8)
         gpu.launches.append((self.name, grid, block))
+        for pointer in pointers:
+            gpu.check_place(pointer)
 
         def run():
             for pointer in pointers:
                 gpu.bytes(pointer, 1)
             gpu.simt.run_blocks(self.function, slots, grid, block, 0, grid - 1)
         get_current_stream()._push(run)
+
+
+class Function:
+    """cupy/cuda/function.pyx: a kernel of the driver's, whose `ptr` launchKernel takes."""
+
+    known = {}
+
+    def __init__(self, kernel):
+        self.ptr = kernel.function
+        self.known[self.ptr] = kernel
+
+
+def launchKernel(f, grid_dim_x, grid_dim_y, grid_dim_z, block_dim_x, block_dim_y, block_dim_z, shared_mem_bytes, stream, kernel_params, extra):
+    """cupy_backends/cuda/api/driver.pyx: cuLaunchKernel reads each argument where kernel_params points, in the width that the kernel declares."""
+    gpu.check()
+    kernel = Function.known[f]
+    if grid_dim_x > 2**31 - 1 or not 0 < block_dim_x <= 128 or min(grid_dim_x, grid_dim_y, grid_dim_z) < 1 or shared_mem_bytes or extra:      # 128: __launch_bounds__
+        raise CUDADriverError(1, "CUDA_ERROR_INVALID_VALUE: invalid argument")
+    if stream != get_current_stream().ptr:
+        raise ValueError("this stand-in launches on the current stream only")
+    places = (ctypes.c_void_p * len(kernel.arguments)).from_address(kernel_params)
+    packed = [ctypes.string_at(place, 8 if declared.pointer else declared.dtype.itemsize) for place, declared in zip(places, kernel.arguments)]
+    pointers = [int.from_bytes(value, "little") for value, declared in zip(packed, kernel.arguments) if declared.pointer]
+    kernel._launch(grid_dim_x, block_dim_x, packed, [pointer for pointer in pointers if pointer])
 
 
 def pack(value):
@@ -428,8 +502,36 @@ def pack(value):
     raise TypeError(f"Unsupported type {type(value)}")
 
 
+def refuse_capture():
+    if get_current_stream()._captured is not None:      # cupy#6290
+        raise NotImplementedError("calling cuBLAS API during stream capture is currently unsupported")
+
+
 def sgemmStridedBatched(handle, transa, transb, m, n, k, alpha, A, lda, strideA, B, ldb, strideB, beta, C, ldc, strideC, batchCount):
     """cupy_backends/cuda/libs/cublas.pyx, on the current stream; column-major, alpha and beta in host memory (cuBLAS's default)."""
+    refuse_capture()
+    multiply(transa, transb, m, n, k, alpha, A, lda, strideA, B, ldb, strideB, beta, C, ldc, strideC, batchCount, lambda x: x)
+
+
+def gemmStridedBatchedEx(handle, transa, transb, m, n, k, alpha, A, Atype, lda, strideA, B, Btype, ldb, strideB, beta, C, Ctype, ldc, strideC,
+                         batchCount, computeType, algo):
+    """As above, of operands that keep 10 bits of their fractions, rounded to nearest (PTX ISA, cvt.rna.tf32.f32)."""
+    refuse_capture()
+    multiply_tf32(transa, transb, m, n, k, alpha, A, Atype, lda, strideA, B, Btype, ldb, strideB, beta, C, Ctype, ldc, strideC, batchCount, computeType, algo)
+
+
+def multiply_tf32(transa, transb, m, n, k, alpha, A, Atype, lda, strideA, B, Btype, ldb, strideB, beta, C, Ctype, ldc, strideC, batchCount, computeType, algo):
+    if (Atype, Btype, Ctype, computeType, algo) != (0, 0, 0, 77, -1):
+        raise CUBLASError("CUBLAS_STATUS_NOT_SUPPORTED")
+    gpu.tensor_products += 1
+    multiply(transa, transb, m, n, k, alpha, A, lda, strideA, B, ldb, strideB, beta, C, ldc, strideC, batchCount, as_tf32)
+
+
+def as_tf32(x):
+    return ((x.view(np.uint32) + 0x1000) & 0xFFFFE000).view(np.float32)
+
+
+def multiply(transa, transb, m, n, k, alpha, A, lda, strideA, B, ldb, strideB, beta, C, ldc, strideC, batchCount, rounded):
     if min(m, n, k) < 0 or lda < max(1, k if transa else m) or ldb < max(1, n if transb else k) or ldc < max(1, m):
         raise CUBLASError("CUBLAS_STATUS_INVALID_VALUE")
     alpha, beta = (np.float32(ctypes.c_float.from_address(pointer).value) for pointer in (alpha, beta))
@@ -443,20 +545,72 @@ def sgemmStridedBatched(handle, transa, transb, m, n, k, alpha, A, lda, strideA,
         a = matrices(A, *((k, m) if transa else (m, k)), lda, strideA)
         b = matrices(B, *((n, k) if transb else (k, n)), ldb, strideB)
         c = matrices(C, m, n, ldc, strideC)
+        a, b = (rounded(np.ascontiguousarray(operand)) for operand in (a, b))
         product = alpha * np.matmul(a.swapaxes(1, 2) if transa else a, b.swapaxes(1, 2) if transb else b)
         c[...] = product + beta * c if beta else product
     gpu.check()
+    for pointer in (A, B, C):
+        gpu.check_place(pointer)
     get_current_stream()._push(run)
+
+
+class Library:
+    """libcublas.so by ctypes: C's types are what argtypes says, statuses come back, and a handle works on its stream alone."""
+
+    def __init__(self, name):
+        if name != "libcublas.so.13":
+            raise OSError(f"{name}: cannot open shared object file: No such file or directory")
+        self.stream = self.workspace = None
+
+    def cublasCreate_v2(self, handle):
+        handle._obj.value = 77
+        return 0
+
+    def cublasSetStream_v2(self, handle, stream):
+        self.stream, self.workspace = stream.value or 0, None
+        return 0 if handle.value == 77 else 1
+
+    def cublasSetWorkspace_v2(self, handle, workspace, size):
+        gpu.bytes(workspace.value, size.value)
+        self.workspace = size.value
+        return 0 if handle.value == 77 else 1
+
+    def __getitem__(self, name):
+        function = {"cublasSgemmStridedBatched": lambda *a: multiply(*a, lambda x: x), "cublasGemmStridedBatchedEx": multiply_tf32}[name]
+
+        def called(handle, *arguments):
+            if len(called.argtypes) != len(arguments) + 1 or handle.value != 77 or not self.workspace or self.stream != get_current_stream().ptr:
+                return 7      # CUBLAS_STATUS_INVALID_VALUE
+            function(*(kind(value).value or 0 for kind, value in zip(called.argtypes[1:], arguments)))
+            return 0
+        return called
 
 
 def getDeviceCount():
     if not gpu.driver:
         raise CUDARuntimeError(35, "cudaErrorInsufficientDriver: CUDA driver version is insufficient for CUDA runtime version")
+    if not gpu.devices:
+        raise CUDARuntimeError(100, "cudaErrorNoDevice: no CUDA-capable device is detected")
     return gpu.devices
 
 
 def getDeviceProperties(device):
-    return {"name": b"stand-in", "multiProcessorCount": gpu.processors, "major": 9, "minor": 0, "totalGlobalMem": ARENA}
+    return {"name": b"stand-in", "multiProcessorCount": gpu.processors, "major": gpu.capability[0], "minor": gpu.capability[1], "totalGlobalMem": ARENA}
+
+
+def memGetInfo():
+    return gpu.limit - gpu.used, gpu.limit
+
+
+class MemoryPool:
+    """cupy/cuda/memory.pyx."""
+
+    def free_bytes(self):
+        return sum(size for chunks in gpu.free.values() for _, size in chunks)
+
+
+def get_default_memory_pool():
+    return MemoryPool()
 
 
 def runtimeGetVersion():
@@ -469,7 +623,18 @@ def driverGetVersion():
 
 class Device:
     def __init__(self, device=None):
-        self.id = device or 0
+        self.id = gpu.device() if device is None else device
+
+    def use(self):
+        gpu.current.number = self.id
+
+
+def set_allocator(allocator=None):
+    gpu.pooled = allocator is not None
+
+
+def set_pinned_memory_allocator(allocator=None):
+    pass
 
 
 def install():
@@ -479,16 +644,20 @@ def install():
     Stream.current = []
     Stream.null = Stream(null=True)
     runtime = dict(getDeviceCount=getDeviceCount, getDeviceProperties=getDeviceProperties, CUDARuntimeError=CUDARuntimeError,
-                   runtimeGetVersion=runtimeGetVersion, driverGetVersion=driverGetVersion)
+                   memGetInfo=memGetInfo, runtimeGetVersion=runtimeGetVersion, driverGetVersion=driverGetVersion)
     modules = {
-        "cupy": dict(__version__="stand-in", ndarray=ndarray, empty=empty, asarray=asarray, asnumpy=asnumpy, RawModule=RawModule),
+        "cupy": dict(__version__="stand-in", ndarray=ndarray, empty=empty, asarray=asarray, asnumpy=asnumpy, RawModule=RawModule,
+                     get_default_memory_pool=get_default_memory_pool),
         "cupy.cuda": dict(Stream=Stream, Event=Event, Device=Device, MemoryPointer=MemoryPointer, alloc=alloc,
-                          alloc_pinned_memory=alloc_pinned_memory, get_current_stream=get_current_stream, get_elapsed_time=get_elapsed_time,
+                          alloc_pinned_memory=alloc_pinned_memory, set_allocator=set_allocator,
+                          set_pinned_memory_allocator=set_pinned_memory_allocator, get_current_stream=get_current_stream, get_elapsed_time=get_elapsed_time,
                           get_cublas_handle=lambda: 1),
         "cupy.cuda.runtime": runtime, "cupy.cuda.memory": dict(OutOfMemoryError=OutOfMemoryError),
-        "cupy_backends": {}, "cupy_backends.cuda": {}, "cupy_backends.cuda.libs": {},
-        "cupy_backends.cuda.libs.cublas": dict(CUBLAS_OP_N=0, CUBLAS_OP_T=1, sgemmStridedBatched=sgemmStridedBatched),
-        "cupy_backends.cuda.libs.nvrtc": dict(getVersion=lambda: (13, 0)),
+        "cupy_backends": {}, "cupy_backends.cuda": {}, "cupy_backends.cuda.libs": {}, "cupy_backends.cuda.api": {},
+        "cupy_backends.cuda.api.driver": dict(launchKernel=launchKernel),
+        "cupy_backends.cuda.libs.cublas": dict(CUBLAS_OP_N=0, CUBLAS_OP_T=1, sgemmStridedBatched=sgemmStridedBatched,
+                                                gemmStridedBatchedEx=gemmStridedBatchedEx),
+        "cupy_backends.cuda.libs.nvrtc": dict(getSupportedArchs=lambda: (75, 80, 86, 89, 90, 100, 120)),
     }
     made = {}
     for name, values in modules.items():
