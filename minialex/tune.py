@@ -49,9 +49,10 @@ def settled(net: Net, device: Device, batch: int, shares: int, chunk: int, *, tr
             elif isinstance(conv, str):
                 pair = (conv, conv) if conv != "auto" else fastest(layer, net.inputs[name], device, batch, shares, chunk, training, name != net.bottom)
             else:
-                pair = tuple(conv.get(name, ("im2col", "im2col")))
+                found = conv.get(name, ("im2col", "im2col"))
+                pair = tuple(found) if isinstance(found, (list, tuple)) else ()
                 if len(pair) != 2 or not all(algorithm in ALGORITHMS for algorithm in pair):
-                    raise UserError(f"convolutions of config.json: {name} has {list(pair)}; expected two of {', '.join(ALGORITHMS)}, for forward and backward")
+                    raise UserError(f"convolutions of config.json: {name} has {found}; expected two of {', '.join(ALGORITHMS)}, for forward and backward")
             layer = replace(layer, algorithm=pair)
         layers[name] = layer
     return Net(layers, net.size, net.name)

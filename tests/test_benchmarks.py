@@ -59,6 +59,23 @@ def test_compare_to_torch(compare, tmp_path, monkeypatch, capsys):
         assert cells[1] == f"{own['ours']:.1f}" and f"{own['ratio']:.2f}" in cells and cells[-1] == f"{own['ceiling']:.0%}"
 
 
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_pytorchs_side_from_pixels(compare, channels_last):
+    """The bytes of the pictures, normalised, are what the other figure has on the device; and PyTorch's options are those of a GPU where it is one."""
+    import torch
+    net = nets.build("half", 10, 67, 8)
+    theirs = compare.Theirs(torch, net, dict(net.draw("he", 0)), compare.drawn(net, 2), channels_last)
+    given = theirs.from_pixels()
+    assert torch.equal(given, theirs.x) and given.is_contiguous(memory_format=torch.channels_last) == channels_last
+    losses = []
+    for what in "train", "train from pixels":
+        torch.manual_seed(0)
+        theirs.step(what)
+        losses.append(theirs.loss.item())
+    assert losses[0] != losses[1] and theirs.given.__func__ is compare.Theirs.from_pixels      # the second one after an update
+    assert compare.passes("cpu") == ("train", "infer") and compare.passes("cuda")[2:] == ("train from pixels", "infer from pixels")
+
+
 def test_compare_to_torch_times_nothing_that_is_not_equal(compare, monkeypatch, capsys):
     """Other pictures are drawn where gradients are too far apart, and no others where logits are."""
     def check(*draws):

@@ -111,7 +111,7 @@ def test_the_bottom_layer_and_evaluation_alone(cpu):
     assert "prepared conv2.turned" not in alone.arrays
 
 
-def test_a_run_records_its_choice_and_resumes_with_it(pictures, tmp_path, plain_report, monkeypatch):
+def test_a_run_records_its_choice_and_resumes_with_it(pictures, tmp_path, plain_report, monkeypatch, capsys):
     monkeypatch.setattr(tune, "fastest", lambda *a: ("winograd", "im2col"))
     straight, cut = tmp_path / "straight", tmp_path / "cut"
     assert train.main(arguments(pictures, straight)) == 0
@@ -127,7 +127,12 @@ def test_a_run_records_its_choice_and_resumes_with_it(pictures, tmp_path, plain_
     assert config.pop("convolutions") and config["options"].pop("conv") == "im2col"
     file.write_text(json.dumps(config))
     assert train.main(["--resume", str(tmp_path / "older")]) == 0
-    assert set(map(tuple, json.loads(file.read_text())["convolutions"].values())) == {("im2col", "im2col")}
+    config = json.loads(file.read_text())
+    assert set(map(tuple, config["convolutions"].values())) == {("im2col", "im2col")}
+    for wrong in ["im2col", "fft"], ["im2col"], "im2col":
+        file.write_text(json.dumps(config | {"convolutions": {"conv1": wrong}}))
+        assert f"convolutions of config.json: conv1 has {wrong}; expected two of im2col, winograd, for forward and backward" in refused(
+            capsys, train.main, "--resume", tmp_path / "older")
 
 
 def test_mistakes_are_told(pictures, tmp_path, capsys):

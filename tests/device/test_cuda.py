@@ -161,6 +161,11 @@ def test_a_step_is_timed_by_events(device):
     net = mini()
     ours = sides.Ours(net, device, 3, sides.drawn(net, 3))
     assert 0 < ours.seconds("train") < np.inf and 0 < ours.seconds("infer") < np.inf and ours.count == 1
+    before, (step, other) = device.to_numpy(ours.network.velocity["fc4.bias"]), ("train", "train from pixels")
+    ours.seconds(step)      # again, of what is there
+    assert ours.count == 1 and (device.to_numpy(ours.network.velocity["fc4.bias"]) != before).any()
+    ours.seconds(other)
+    assert ours.count == 2
 
 
 def test_auto_takes_the_gpu(gpu):
