@@ -1,18 +1,25 @@
 """python -m minialex.selftest: are this machine's results right, and how fast is it? The first thing to run on a GPU.
 
 Each kernel against its numpy reference, a training step against the same step elsewhere, memory-bound kernels beside a copy
-of as many bytes, the layers' matrix products, and whole training steps. A check that fails does not stop the others. The last
-lines are made for a bug report.
+of as many bytes, the layers' matrix products, and whole training steps. A check that fails does not stop the others. On a GPU, where
+after an illegal address every later call of a process fails, each group of checks has a process of its own. The last lines are made
+for a bug report.
 """
 
 from . import interrupts      # first: imports take a while, in which Ctrl-C ends the process without a word
 
+import argparse
 import importlib.metadata
+import json
 import math
 import os
 import platform
 import re
+import signal
 import statistics
+import subprocess
+import sys
+import threading
 import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor
@@ -61,6 +68,7 @@ SHAPES = [
 MEMORY_BOUND = [("im2col", "conv1"), ("im2col", "conv2"), ("col2im", "conv1"), ("col2im", "conv2"), ("max_pool", "pool1"),
                 ("max_pool_backward", "pool1"), ("lrn", "norm1"), ("lrn_backward", "norm1"), ("bias_relu", "conv1"),
                 ("bias_backward", "conv1"), ("dropout", "drop6"), ("sgd", "fc7"), ("augment", "conv1")]
+LIMIT = 120     # seconds: on a GPU a kernel may never end
 NOISE = np.random.default_rng(0).standard_normal(1 << 20).astype(np.float32)
 
 
@@ -303,24 +311,73 @@ def reduced(name):
 
 
 def checks(device, name, batch=None, quick=False):
-    """-> {name: check}, and the two tables that the checks fill. A check gives a line of text, or raises."""
+    """-> {group: {name: check}}, and the two tables that the checks fill. A check gives a line of text, or raises."""
     batch = batch or (4 if quick else 128 if device.name == "cuda" else 32)
     timing = dict(rounds=1, least=0.0) if quick else dict(rounds=7, least=0.01)
     net, paper, small = (reduced(name), reduced("paper"), reduced("paper")) if quick else (
         nets.build(name), nets.build("paper"), nets.build("paper", 10, SMALL))
     tables = [[("kernel", "shape", "MB", "us", "GB/s", "copy GB/s", "of a copy")], [("layer", "product", "at once", "GFLOP/s")]]
-    todo = {op: partial(check_ties, op, device) for op in dict.fromkeys(case[0] for case in SHAPES)}
-    todo.update((kernel, partial(check_kernel, kernel, results, device)) for kernel, results in other_kernels().items())
-    todo["a step of the small paper"] = partial(check_step, small, 8, device)
+    steps = {"a step of the small paper": partial(check_step, small, 8, device)}
     if device.name != "cpu":
-        todo[f"a step of {name}"] = partial(check_step, net, 4, device)
-    for kernel, at in MEMORY_BOUND:
-        todo[f"speed of {kernel}, {at}"] = partial(time_kernel, kernel, at, device, paper, batch, tables[0], **timing)
-    for layer in net.layers:
-        if isinstance(net.layers[layer], (Conv, Dense)):
-            todo[f"product of {layer}"] = partial(time_product, layer, device, net, batch, tables[1], **timing)
-    todo[f"training of {name}"] = partial(time_training, device, net, batch, **timing)
-    return todo, tables
+        steps[f"a step of {name}"] = partial(check_step, net, 4, device)
+    return {
+        "ops": {op: partial(check_ties, op, device) for op in dict.fromkeys(case[0] for case in SHAPES)},
+        "kernels": {kernel: partial(check_kernel, kernel, results, device) for kernel, results in other_kernels().items()},
+        "steps": steps,
+        "speed": {f"speed of {kernel}, {at}": partial(time_kernel, kernel, at, device, paper, batch, tables[0], **timing) for kernel, at in MEMORY_BOUND},
+        "products": {f"product of {layer}": partial(time_product, layer, device, net, batch, tables[1], **timing)
+                     for layer in net.layers if isinstance(net.layers[layer], (Conv, Dense))},
+        "training": {f"training of {name}": partial(time_training, device, net, batch, **timing)}}, tables
+
+
+def outcomes(todo, device):
+    """Runs checks one after the other: (check, what it says, whether it failed) of each. One that leaves the device unusable is the last."""
+    for check, run in todo.items():
+        try:
+            yield check, run(), False
+        except Exception as error:      # whatever it is, the other checks are worth knowing
+            yield check, message(error), True
+            try:
+                device.synchronize()
+            except Exception:
+                return
+
+
+def tell_group(device, group, *asked):
+    """What the process of a group does: a line of JSON for each outcome, with the tables as they are then, and one at the end."""
+    groups, tables = checks(device, *asked)
+    for outcome in outcomes(groups[group], device):
+        say(json.dumps({"outcome": outcome, "tables": tables}))
+    say(json.dumps({"end": True}))
+    return 0
+
+
+def in_a_process(group, todo, tables, asked, limit):
+    """The outcomes of a group of checks that a process of its own runs. If that dies, the check that it was at has failed."""
+    left, late, ended, last = list(todo), [], False, ""
+    with subprocess.Popen([sys.executable, "-m", "minialex.selftest", *asked, "--group", group], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                          text=True, errors="replace") as process:
+        timer = threading.Timer(limit, lambda: (late.append(True), process.kill()))
+        timer.start()
+        try:
+            for line in process.stdout:
+                told = json.loads(line) if line.startswith('{"') else {}
+                if "outcome" in told:
+                    left.remove(told["outcome"][0])
+                    for table, rows in zip(tables, told["tables"]):
+                        table[1:] = map(tuple, rows[1:] or table[1:])
+                    yield tuple(told["outcome"])
+                elif not (ended := ended or "end" in told) and line.strip():      # after its end a process without its GPU complains
+                    last = line.strip()
+                    say(last)
+            code = process.wait()
+        finally:
+            timer.cancel()
+            process.kill()
+    if not ended and left:
+        how = (f"took more than {limit:g} s (--limit)" if late else f"was ended by {signal.Signals(-code).name}" if code < 0 else
+               f"ended with exit code {code}" + f": {last}" * bool(last))
+        yield left[0], f"the process of these checks {how}", True
 
 
 def message(error):
@@ -331,21 +388,26 @@ def message(error):
     return "\n".join([*f"{type(error).__name__}: {error}".splitlines()[:8], f"at {' > '.join(places)}"])
 
 
-def selftest(device, reason, name, batch=None, quick=False):
+def selftest(device, reason, name, batch=None, quick=False, limit=LIMIT):
     """Runs all checks on an open device, and prints what a user sees. -> exit code"""
-    about, failed = machine(device, reason), {}
+    about, failed, lost = machine(device, reason), {}, []
     say("\n".join(about))
-    todo, tables = checks(device, name, batch, quick)
-    for check, run in todo.items():
-        try:
-            told = f"ok      {check}: {run()}"
-        except Exception as error:      # whatever it is, the other checks are worth knowing
-            failed[check] = message(error)
-            told = f"FAILED  {check}: {failed[check]}"
-        say(told)
-    verdict = (f"selftest FAILED: {len(failed)} of {len(todo)} checks: {'; '.join(failed)}" if failed else
-               f"selftest passed: {len(todo)} checks on {device.name}")
-    say("\n".join([verdict, "", MARKS[0], *about, verdict, *(f"FAILED  {check}: {text}" for check, text in failed.items())]))
+    groups, tables = checks(device, name, batch, quick)
+    asked = ["--device", device.name, "--net", name, *(["--batch", str(batch)] if batch else []), *(["--quick"] if quick else [])]
+    for group, todo in groups.items():
+        left = list(todo)
+        for check, told, wrong in in_a_process(group, todo, tables, asked, limit) if device.name == "cuda" else outcomes(todo, device):
+            left.remove(check)
+            if wrong:
+                failed[check] = told
+            say(f"{'FAILED' if wrong else 'ok':8}{check}: {told}")
+        if left:
+            lost.append(f"not run {'; '.join(left)}: {check} took their process down")
+            say(lost[-1])
+    count = sum(map(len, groups.values()))
+    verdict = (f"selftest FAILED: {len(failed)} of {count} checks: {'; '.join(failed)}" + "; more were not run" * bool(lost) if failed else
+               f"selftest passed: {count} checks on {device.name}")
+    say("\n".join([verdict, "", MARKS[0], *about, verdict, *(f"FAILED  {check}: {text}" for check, text in failed.items()), *lost]))
     copy = "through device memory" if device.name == "cuda" else f"by {device.threads} threads of np.copyto"
     say(f"us: median of one launch; copy: {copy}, of as many bytes read and written (a kernel that works in place may beat it)")
     for rows in tables:
@@ -362,9 +424,14 @@ def main(arguments=None):
     parser.add_argument("--net", default="half", help=f"{', '.join(nets.NETS)} (default: half)")
     parser.add_argument("--batch", type=int, help="images that are timed (default: 128 on cuda, 32 elsewhere)")
     parser.add_argument("--quick", action="store_true", help="tiny shapes, each timed once: says nothing about speed")
+    parser.add_argument("--limit", type=float, default=LIMIT, help=f"on cuda, seconds that each of the six groups of checks may take (default: {LIMIT})")
+    parser.add_argument("--group", help=argparse.SUPPRESS)
     args = parser.parse_args(arguments)
     nets.build(args.net)      # refuses an unknown one at once
-    return selftest(*open_device(args.device, announce=say), args.net, args.batch, args.quick)
+    device, reason = open_device(args.device, announce=say)
+    if args.group:
+        return tell_group(device, args.group, args.net, args.batch, args.quick)
+    return selftest(device, reason, args.net, args.batch, args.quick, args.limit)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import os
 import shutil
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,20 +12,25 @@ from minialex.device import cuda
 from odd_files import FILES
 from simt.device import SIMT, why_not
 
+HERE = Path(__file__).resolve().parent
+
 
 def pytest_report_header(config):
     return f"cuda: {cuda.why_not() or 'a working GPU'}"
 
 
 @pytest.hookimpl(hookwrapper=True)
-def pytest_runtest_makereport():
-    """All skips for want of a GPU count as made here, so that -rs has one line for them and not one for each place."""
+def pytest_runtest_makereport(item, call):
+    """All skips for want of a GPU count as made here, so that -rs has one line for them and not one for each place; they have the marker."""
     report = (yield).get_result()
     if report.skipped and isinstance(report.longrepr, tuple) and "no cuda here" in report.longrepr[2]:
-        report.longrepr = __file__, None, report.longrepr[2]
+        if item.get_closest_marker("gpu"):
+            report.longrepr = __file__, None, report.longrepr[2]
+        else:
+            report.outcome, report.longrepr = "failed", "it needs a GPU and has no marker `gpu`"
 
 
-@pytest.fixture(scope="session", params=["cpu", "simt", "cuda"])
+@pytest.fixture(scope="session", params=["cpu", "simt", pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request):
     """A device to hold against the numpy references."""
     from minialex.ops.layer import device_of
@@ -48,6 +54,14 @@ def gpu(monkeypatch):
         monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.setattr(layer, "_devices", {})
     return stand_in.gpu
+
+
+@pytest.fixture
+def gpu_in_processes(monkeypatch):
+    """The stand-in in the place of CuPy in the processes that a test starts."""
+    if why_not():
+        pytest.skip(f"no thread-by-thread execution here: {why_not()}")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, [HERE / "simt" / "as_cupy", HERE, HERE.parent])))
 
 
 @pytest.fixture(scope="session")

@@ -28,7 +28,7 @@ ROUNDING = 2.0**-22       # of a loss between 2 and 4 that is stored as float32
 LAST_BITS = 2.0**-23      # relative: at most one unit in the last place
 
 
-@pytest.fixture(params=["cpu", "cuda"])
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def place(request):
     if request.param == "cuda" and cuda.why_not():
         pytest.skip(f"no cuda here: {cuda.why_not()}")

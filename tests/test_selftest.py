@@ -54,12 +54,33 @@ def test_any_net_on_any_device(capsys, device, name):
     assert compared == (device.name != "cpu")
 
 
-def test_over_a_stand_in_for_cupy(capsys, gpu):
+def test_over_a_stand_in_for_cupy(capsys, gpu, gpu_in_processes):
     assert selftest.main(["--device", "cuda", "--quick", "--batch", "3"]) == 0
     lines, pasted, table = report(capsys.readouterr().out)
     whole(lines, pasted, table, "cuda")
     assert pasted[1] == "CuPy stand-in, CUDA runtime 13.0, driver up to CUDA 13.1" and table["lrn, norm1"][1].startswith("3 of ")
     assert any(line.startswith("ok      a step of half: 4 images") for line in lines)
+
+
+@pytest.mark.parametrize("fault, told", [
+    ("address", "CUDARuntimeError: cudaErrorIllegalAddress: an illegal memory access was encountered (1 bytes at 0x0 are not memory of the device)"),
+    ("death", "the process of these checks was ended by SIGSEGV"), ("hang", "the process of these checks took more than 4 s (--limit)")])
+def test_a_fault_takes_its_own_process_down_and_no_other(capsys, gpu, gpu_in_processes, monkeypatch, fault, told):
+    """On a GPU an illegal address stays: every later call of the process fails."""
+    groups = selftest.checks(selftest.open_device("cuda")[0], "half", quick=True)[0]
+    if fault != "address":      # that the other groups run is seen once
+        groups = {"kernels": groups["kernels"]}
+        monkeypatch.setattr(selftest, "checks", lambda *asked: (groups, [[], []]))
+    monkeypatch.setenv("STAND_IN_FAULT", f"adam:{fault}")
+    assert selftest.main(["--device", "cuda", "--quick", "--limit", "4" if fault == "hang" else "300"]) == 1
+    before, _, pasted = capsys.readouterr().out.partition(selftest.MARKS[0])
+    kernels, passed = list(groups["kernels"]), [line.split(": ")[0][8:] for line in before.splitlines() if line.startswith("ok ")]
+    at = next(name for name in kernels if name not in passed) if fault == "hang" else "adam"      # a busy machine may not get as far
+    after = kernels[kernels.index(at) + 1:]
+    assert passed == [name for group in groups.values() for name in group if name not in (at, *after)] and len(after) > 4
+    for part in (before, pasted):
+        assert f"\nFAILED  {at}: {told}\n" in part and f"\nnot run {'; '.join(after)}: {at} took their process down\n" in part
+        assert f"\nselftest FAILED: 1 of {sum(map(len, groups.values()))} checks: {at}; more were not run\n" in part
 
 
 def one_more(rows, x, count):
@@ -85,7 +106,7 @@ sgd_reference, cross_entropy = sgd.reference, softmax.cross_entropy_rows.referen
      r"worst at \S+\[\d\]: \S+ \S+, \S+ nan"),
 ], ids=lambda v: getattr(v, "__name__", getattr(v, "name", "")))
 def test_a_wrong_kernel_is_named_and_the_others_go_on(capsys, monkeypatch, cpu, kernel, wrong, failing, told):
-    count = len(selftest.checks(cpu, "half", quick=True)[0])
+    count = sum(map(len, selftest.checks(cpu, "half", quick=True)[0].values()))
     monkeypatch.setattr(kernel, "reference", wrong)
     assert selftest.main(["--device", "cpu", "--quick"]) == 1
     lines, pasted, _ = report(capsys.readouterr().out)

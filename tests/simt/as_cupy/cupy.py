@@ -1,0 +1,34 @@
+"""The stand-in for CuPy as a whole process imports it: with this folder and tests/ on PYTHONPATH, for commands that tests start.
+
+STAND_IN_FAULT=KERNEL:address (or :death, :hang) lets each launch of a kernel go wrong as it may on a GPU.
+"""
+
+import os
+import signal
+import sys
+import time
+
+from simt import stand_in
+
+sys.modules.update(stand_in.install())
+fault = os.environ.get("STAND_IN_FAULT", "").split(":")
+launch = stand_in.RawKernel.__call__
+
+
+def wrong():
+    if fault[1] == "death":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    elif fault[1] == "hang":
+        time.sleep(600)
+    else:
+        stand_in.gpu.bytes(0, 1)
+
+
+def faulty(self, *launched, **more):
+    launch(self, *launched, **more)
+    if self.name == fault[0]:
+        stand_in.get_current_stream()._push(wrong)
+
+
+if fault[0]:
+    stand_in.RawKernel.__call__ = faulty
