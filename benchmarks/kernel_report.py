@@ -1,12 +1,14 @@
 """A training step on A100 and H100, predicted: every launch, its bytes, its efficiency and its time, found without a GPU.
 
-python benchmarks/kernel_report.py [--net paper owt half] [--batch 128] [--write]     (--write: docs/kernels.md, docs/kernels.png)
+python benchmarks/kernel_report.py [--net paper owt half] [--batch 128] [--write]     (--write: docs/kernels.md, .png and .json)
 
 A step is planned as device/cuda.py would launch it. Bytes follow from each launch's arguments; efficiencies from the CUDA
 branch run thread by thread on two images of full size, every access counted (tests/simt); registers from NVRTC.
 """
 
 import argparse
+import functools
+import json
 import subprocess
 import sys
 from collections import Counter, defaultdict
@@ -282,6 +284,7 @@ def key(launch):
     return launch.place, launch.name, launch.order if launch.place.endswith("update") else 0
 
 
+@functools.cache
 def trace(name):
     """{key: (counts, Launch)} of a step by each convolution on two images of full size, up to 1,000 rows of each launch."""
     device, found = Trace(), {}
@@ -538,6 +541,17 @@ def report(names, batch):
         f"All together: {100 * min(order[last]):.0f} to {100 * max(order[last]):.0f} % of a step."], bars
 
 
+def by_launch(names, batch):
+    """{net: {convolution: {chip: {"place kernel": ms}}}}, beside which benchmarks/on_gpu.py puts what a GPU takes."""
+    found = {name: {conv: {chip.name: Counter() for chip in CHIPS} for conv in CONVOLUTIONS} for name in names}
+    for name, conv, chip in ((name, conv, chip) for name in names for conv in CONVOLUTIONS for chip in CHIPS):
+        own = found[name][conv][chip.name]
+        for launch in plan(name, batch, chip, conv=conv):
+            at = f"{launch.place} {launch.name}"
+            own[at] = round(own[at] + 1e3 * seconds(launch, chip, trace(name)), 5)
+    return found
+
+
 def plot(bars, path, batch):
     """Stacked bars of milliseconds by kind, a line below each for the host."""
     import io
@@ -571,13 +585,14 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--net", nargs="+", default=["paper", "owt", "half"], choices=list(nets.NETS))
     parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--write", action="store_true", help="write docs/kernels.md and docs/kernels.png")
+    parser.add_argument("--write", action="store_true", help="write docs/kernels.md, docs/kernels.png and docs/kernels.json")
     options = parser.parse_args()
     lines, bars = report(options.net, options.batch)
     print("\n".join(lines))
     if options.write:
         write_beside(ROOT / "docs" / "kernels.md", "\n".join(lines) + "\n")
         plot(bars, ROOT / "docs" / "kernels.png", options.batch)
+        write_beside(ROOT / "docs" / "kernels.json", json.dumps(by_launch(options.net, options.batch), indent=1) + "\n")
 
 
 if __name__ == "__main__":

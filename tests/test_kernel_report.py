@@ -1,5 +1,6 @@
 """The predicted step: bytes against traced execution, sectors at AlexNet's shapes, the products of a step, and the page in docs/."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -142,6 +143,10 @@ def test_the_page_is_what_the_report_writes(planned, name):
         part = page[page.index(f"### {name}, {called} by kernel, predicted"):page.index(f"### {name}, {called} by place, predicted")]
         rows = [tuple(cell.strip() for cell in line.split("|")[1:4]) for line in part.splitlines() if line.startswith("| ")][1:-1]
         assert rows == report.by_kernel(planned[name, conv])
+        for chip, launches in zip(report.CHIPS, planned[name, conv]):
+            times = json.loads((ROOT / "docs" / "kernels.json").read_text())[name][conv][chip.name]
+            assert list(times) == list(dict.fromkeys(f"{launch.place} {launch.name}" for launch in launches))
+            assert f"| {chip.name} | {called} | {sum(times.values()):.1f} | {len(launches)} |" in page
     assert all("predicted" in line.lower() for line in page.splitlines() if line.startswith("#") and "how" not in line)
     assert "no reason known" not in page and (ROOT / "docs" / "kernels.png").stat().st_size > 10_000
     assert np.all([f"\n| {kernel} |" in page for file in sources().glob("*.cu") for kernel in declarations(file)])
