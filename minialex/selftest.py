@@ -388,12 +388,12 @@ def message(error):
     return "\n".join([*f"{type(error).__name__}: {error}".splitlines()[:8], f"at {' > '.join(places)}"])
 
 
-def selftest(device, reason, name, batch=None, quick=False, limit=LIMIT):
-    """Runs all checks on an open device, and prints what a user sees. -> exit code"""
+def selftest(device, reason, name, batch=None, quick=False, limit=LIMIT, where=None):
+    """Runs all checks on an open device, on cuda in processes that open it by the name of `where`, and prints what a user sees. -> exit code"""
     about, failed, lost = machine(device, reason), {}, []
     say("\n".join(about))
     groups, tables = checks(device, name, batch, quick)
-    asked = ["--device", device.name, "--net", name, *(["--batch", str(batch)] if batch else []), *(["--quick"] if quick else [])]
+    asked = ["--device", where or device.name, "--net", name, *(["--batch", str(batch)] if batch else []), *(["--quick"] if quick else [])]
     for group, todo in groups.items():
         left = list(todo)
         for check, told, wrong in in_a_process(group, todo, tables, asked, limit) if device.name == "cuda" else outcomes(todo, device):
@@ -431,7 +431,7 @@ def main(arguments=None):
     device, reason = open_device(args.device, announce=say)
     if args.group:
         return tell_group(device, args.group, args.net, args.batch, args.quick)
-    return selftest(device, reason, args.net, args.batch, args.quick, args.limit)
+    return selftest(device, reason, args.net, args.batch, args.quick, args.limit, None if args.device == "auto" else args.device)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from minialex.device import cuda
 from odd_files import FILES
 from simt.device import SIMT, why_not
 
-HERE = Path(__file__).resolve().parent
+HERE, FAILED = Path(__file__).resolve().parent, pytest.StashKey()
 
 
 def pytest_report_header(config):
@@ -23,11 +23,26 @@ def pytest_report_header(config):
 def pytest_runtest_makereport(item, call):
     """All skips for want of a GPU count as made here, so that -rs has one line for them and not one for each place; they have the marker."""
     report = (yield).get_result()
+    item.stash[FAILED] = report.failed or item.stash.get(FAILED, False)
     if report.skipped and isinstance(report.longrepr, tuple) and "no cuda here" in report.longrepr[2]:
         if item.get_closest_marker("gpu"):
             report.longrepr = __file__, None, report.longrepr[2]
         else:
             report.outcome, report.longrepr = "failed", "it needs a GPU and has no marker `gpu`"
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_protocol(item):
+    """After an illegal address CUDA refuses all further work of a process: xdist gets another worker for the other tests, or the session ends here."""
+    yield
+    if not item.stash.get(FAILED, False) or not item.get_closest_marker("gpu") or "cupy" not in sys.modules:
+        return
+    try:
+        sys.modules["cupy"].cuda.get_current_stream().synchronize()
+    except Exception:
+        if os.environ.get("PYTEST_XDIST_WORKER"):
+            os._exit(1)
+        item.session.shouldfail = f"{item.nodeid} has left this process without its GPU"
 
 
 @pytest.fixture(scope="session", params=["cpu", "simt", pytest.param("cuda", marks=pytest.mark.gpu)])

@@ -3,6 +3,7 @@
 STAND_IN_FAULT=KERNEL:address (or :death, :hang) lets each launch of a kernel go wrong as it may on a GPU.
 """
 
+import ctypes
 import os
 import signal
 import sys
@@ -11,8 +12,9 @@ import time
 from simt import stand_in
 
 sys.modules.update(stand_in.install())
+load = ctypes.CDLL
+ctypes.CDLL = lambda name, *more, **options: stand_in.Library(name) if str(name).startswith("libcublas.so") else load(name, *more, **options)
 fault = os.environ.get("STAND_IN_FAULT", "").split(":")
-launch = stand_in.RawKernel.__call__
 
 
 def wrong():
@@ -24,11 +26,11 @@ def wrong():
         stand_in.gpu.bytes(0, 1)
 
 
-def faulty(self, *launched, **more):
-    launch(self, *launched, **more)
-    if self.name == fault[0]:
-        stand_in.get_current_stream()._push(wrong)
+class Launches(list):
+    def append(self, launch):
+        super().append(launch)
+        if launch[0] == fault[0]:
+            stand_in.get_current_stream()._push(wrong)
 
 
-if fault[0]:
-    stand_in.RawKernel.__call__ = faulty
+stand_in.gpu.launches = Launches()
