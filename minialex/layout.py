@@ -7,11 +7,14 @@ from typing import Any
 import numpy as np
 
 from .data.augment import Input
-from .device import Device
+from .device import Array, Device
 from .errors import UserError
 from .nets import Net
 from .ops.layer import Shape
 from .optim import norm_slices
+
+
+APART = 256      # floats, that the places of parameters are multiples of
 
 
 def cut(device: Device, batch: int) -> tuple[int, int]:
@@ -25,7 +28,11 @@ class Layout:
 
     A batch is cut into `shares` (one per core), and a share takes `chunk` images at a time through the convolutional
     layers. `arrays` is {name: (shape, dtype)}, with names like "activation conv1". totals: columns of the sums of scores, on whose number the
-    last bits of a sum depend (default: the batch). The rows of dense weights, and of what goes with them, lie `device.pitch` apart, with zeros between.
+    last bits of a sum depend (default: the batch).
+
+    Parameters lie in one array, "parameter all", and so do their gradients and what the optimizer keeps: {name: (start, shape)} is `places`, and what is
+    between is 0. The rows of dense weights lie `device.pitch` apart. `weights` and `biases` are the two parts of such an array, and `shared` those of the
+    convolutional layers, of whose gradients each share but the first has arrays of its own, "gradient shares 0" and "gradient shares 1".
     """
 
     def __init__(self, net: Net, device: Device, batch: int, *, input: Input | None = None, training: bool = True, workspace_mb: float | None = None,
@@ -55,12 +62,11 @@ class Layout:
                 self.arrays[f"activation {name}"] = ((keep, *net.outputs[name]), floats)
             for key, (shape, dtype) in layer.kept(net.inputs[name]).items():
                 self.arrays[f"kept {name}.{key}"] = ((rows if name in self.stack else batch, *shape), dtype)
-        wholes = {name: (*shape[:-1], device.pitch(shape[-1])) if len(shape) == 2 else shape for name, shape in net.parameters().items()}
-        for name, shape in wholes.items():
-            self.arrays[f"parameter {name}"] = (shape, floats)
-            if training:
-                self.arrays |= {f"{slot} {name}": (shape, floats) for slot in slots}
-                self.arrays[f"gradient {name}"] = ((self.shares if name.split(".")[0] in self.stack else 1, *shape), floats)
+        count = self.place(device)
+        for kind in ("parameter", *([*slots, "gradient"] if training else [])):
+            self.arrays[f"{kind} all"] = ((count,), floats)
+        if training and self.shares > 1:
+            self.arrays |= {f"gradient shares {i}": ((self.shares - 1, of.stop - of.start), floats) for i, of in enumerate(self.shared)}
         if training:
             keepable = {f"kept {name}.{key}": ((rows, *shape), dtype) for name, layer in net.layers.items() for key, (shape, dtype) in layer.keepable(net.inputs[name]).items()}
             room = device.spare() if workspace_mb is None else workspace_mb * 2**20 - 4 * self.shares * self.columns
@@ -71,7 +77,7 @@ class Layout:
                 self.arrays |= {f"prepared {name}.{key}": (shape, floats) for key, shape in layer.prepared(net.inputs[name], backward).items()}
         self.arrays["workspace columns"] = ((self.shares, self.columns), floats)
         if training and clipped:
-            self.arrays["workspace norm"] = ((norm_slices(int(np.prod(shape)) for shape in wholes.values()),), floats)
+            self.arrays["workspace norm"] = ((norm_slices([count]),), floats)
             self.arrays["output norm"] = ((2,), floats)
         if training:
             widest = max((int(np.prod(net.outputs[n])) for n in self.stack), default=0)
@@ -80,6 +86,26 @@ class Layout:
             self.arrays["workspace dense gradients"] = ((2, batch * wide), floats)
             dense = [layer.partials(net.inputs[n], batch) for n, layer in net.layers.items() if layer.dense]
             self.arrays["workspace dense"] = ((max(dense, default=0),), floats)      # once, while each share has columns
+
+    def place(self, device: Device) -> int:
+        """Gives each parameter its place. -> floats of all"""
+        shapes = {name: (*shape[:-1], device.pitch(shape[-1])) if len(shape) == 2 else shape for name, shape in self.net.parameters().items()}
+        self.places: dict[str, tuple[int, Shape]] = {}
+        edges = [0]
+        for bias, stack in ((False, True), (False, False), (True, False), (True, True)):      # the stack's at both ends, so that weights and biases meet once
+            end = edges[-1]
+            for name, shape in shapes.items():
+                if (name.endswith(".bias"), name.split(".")[0] in self.stack) == (bias, stack):
+                    self.places[name] = end, shape
+                    end += -(-math.prod(shape) // APART) * APART
+            edges.append(end)
+        self.weights, self.biases, self.shared = slice(0, edges[2]), slice(edges[2], edges[4]), (slice(0, edges[1]), slice(edges[3], edges[4]))
+        return edges[4]
+
+    def view(self, name: str, of: Array, start: int = 0) -> Array:
+        """A parameter's part of an array that begins at `start` of all, without the zeros at the end of its rows."""
+        at, shape = self.places[name]
+        return of[at - start:at - start + math.prod(shape)].reshape(shape)[..., :self.net.parameters()[name][-1]]
 
     def fit(self, device: Device, workspace_mb: float | None) -> int:
         """Floats of the column buffer of one share: what the device's cache or chip and --workspace-mb ask for, and at least what works."""

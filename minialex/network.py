@@ -62,7 +62,12 @@ class Network:
         self.averages = self.named("average ")
         for name, mean in self.averages.items():
             device.upload(mean, device.to_numpy(self.parameters[name]))
-        self.gradients = {name: parts[0] for name, parts in self.named("gradient ").items()}
+        self.gradients = self.named("gradient ")
+        self.of_shares = [self.gradients, *({} for _ in range(self.layout.shares - 1 if training else 0))]
+        for share, own in enumerate(self.of_shares[1:]):
+            for i, of in enumerate(self.layout.shared):
+                own.update({name: self.layout.view(name, self.arrays[f"gradient shares {i}"][share], of.start)
+                            for name, (at, _) in self.layout.places.items() if of.start <= at < of.stop})
         self.tapes: dict[tuple[str, int], Any] = {}
 
     def __repr__(self) -> str:
@@ -80,9 +85,8 @@ class Network:
         return f"{self.net.name} at {'--batch' if self.training else 'batch'} {self.batch} takes {self.layout.bytes() / 2**20:,.0f} MB"
 
     def named(self, kind: str) -> dict[str, Array]:
-        """{name: array} of a kind that parameters have, without the zeros at the end of padded rows."""
-        lanes = {name: shape[-1] for name, shape in self.net.parameters().items()}
-        return {name[len(kind):]: array[..., :lanes[name[len(kind):]]] for name, array in self.arrays.items() if name.startswith(kind)}
+        """{name: array} of the parameters, or of another kind of array that has their places."""
+        return {name: self.layout.view(name, self.arrays[f"{kind}all"]) for name in self.net.parameters()} if f"{kind}all" in self.arrays else {}
 
     def load_parameters(self, values: dict[str, np.ndarray], into: dict[str, Array] | None = None) -> None:
         """Copies {name: array} into the parameters (or into `into`, such as velocity)."""
@@ -213,7 +217,7 @@ class Network:
                     layer, site = self.net.layers[name], self.site(name, mode, share, first, last)
                     device.place = f"{name} backward"
                     site.dy, site.accumulate = slope, i > 0
-                    site.gradients = {p: self.arrays[f"gradient {name}.{p}"][share] for p in site.parameters}
+                    site.gradients = {p: self.of_shares[share][f"{name}.{p}"] for p in site.parameters}
                     if name == bottom:
                         site.dx = None
                     elif layer.in_place:
@@ -225,22 +229,13 @@ class Network:
                     if name == bottom:
                         break
                     slope = site.dx
-        totals = {name: self.arrays[f"gradient {name}"][0] for name in self.gradients}
-        for name, total in totals.items():
-            parts = self.arrays[f"gradient {name}"][1:shares]
-            device.place = f"{name.split('.')[0]} update"
-            if len(parts):
+        device.place, gradient = "update", self.arrays["gradient all"]
+        for i, of in enumerate(layout.shared):
+            if shares > 1 and of.stop > of.start:
+                parts, total = self.arrays[f"gradient shares {i}"][:shares - 1], gradient[of]
                 device.launch(add_parts, -(-total.size // BLOCK), parts, total, total.size, len(parts), 1)
-            if mode == "train" and self.clip_norm is None:
-                self.update(name, total)
-        if mode == "train" and self.clip_norm is not None:      # the norm is that of all of them
-            device.place = "clip update"
-            clip(device, list(totals.values()), self.clip_norm, self.arrays["workspace norm"], self.arrays["output norm"])
-            for name, total in totals.items():
-                device.place = f"{name.split('.')[0]} update"
-                self.update(name, total)
         if mode == "train":
-            self.add_to_averages()
+            self.update(gradient)
 
     def prepare(self, mode: str, backward: bool) -> None:
         """Launches what a pass takes of the parameters in another form."""
@@ -249,18 +244,18 @@ class Network:
                 self.device.place = f"{name} {'backward' if backward else 'forward'}"
                 layer.prepare(self.device, self.site(name, mode, 0, 0, 1), backward)
 
-    def update(self, name: str, gradient: Array) -> None:
-        """Launches the optimizer's update of a parameter, padding and all."""
-        state = {slot: self.arrays[f"{slot} {name}"] for slot in self.optimizer.slots}
-        self.optimizer.update(self.device, name, self.arrays[f"parameter {name}"], state, gradient, self.arrays["input now"])
-
-    def add_to_averages(self) -> None:
-        """Launches the step of the parameters' running means, where there are any."""
-        if self.average is None:
-            return
-        for name in self.averages:
-            self.device.place = f"{name.split('.')[0]} update"
-            add_to_average(self.device, self.arrays[f"average {name}"], self.arrays[f"parameter {name}"], self.arrays["input now"], self.average)
+    def update(self, gradient: Array) -> None:
+        """Launches the step of all parameters, and of their running means."""
+        a, now = self.arrays, self.arrays["input now"]
+        if self.clip_norm is not None:
+            self.device.place = "clip update"
+            clip(self.device, [gradient], self.clip_norm, a["workspace norm"], a["output norm"])
+        self.device.place = "update"
+        for name, of in ((".weight", self.layout.weights), (".bias", self.layout.biases)):
+            state = {slot: a[f"{slot} all"][of] for slot in self.optimizer.slots}
+            self.optimizer.update(self.device, name, a["parameter all"][of], state, gradient[of], now)
+        if self.average is not None:
+            add_to_average(self.device, a["average all"], a["parameter all"], now, self.average)
 
     def statistics(self, images: np.ndarray, labels: np.ndarray, views: np.ndarray, step: int, lr: float,
                    most: int = 8) -> dict[str, dict[str, float | None]]:
