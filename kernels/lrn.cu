@@ -6,25 +6,42 @@
 
 constexpr int BLOCK = 256;     // channels at a time
 constexpr int LARGEST = 63;    // size
+constexpr int REACH = 32;      // channels on either side of a block of which a window may hold some; a multiple of four
+
+// 0 for as many channels on either side of n as a window may hold
+DEVICE void surround(float* p, int n, int half) {
+    lanes(half, [&](auto i) {
+        store(p - half, i, splat(i, 0.0f));
+        store(p + n, i, splat(i, 0.0f));
+    });
+}
+
+// square[i] = x[i]^2 of n channels, and 0 around them
+DEVICE void squares(bool wide, float* square, const float* x, int n, int half) {
+    surround(square, n, half);
+    lanes(wide, n, [&](auto i) {
+        auto v = load(x, i);
+        store(square, i, v * v);
+    });
+}
 
 // rows = N * H * W
 KERNEL lrn(long long rows, const float* x, float* y, int channels, int size, float alpha, float beta, float k) {
-    ROW_SCRATCH(float, square, BLOCK + LARGEST - 1);
+    ROW_SCRATCH(float, scratch, BLOCK + 4 * REACH);
+    float* const square = scratch + REACH;
     const int half = size / 2;
+    const bool wide = fours(channels, x, y);
     ROWS(r, rows) {
         const float* xr = x + r * channels;
+        float* yr = y + r * channels;
         for (int first = 0; first < channels; first += BLOCK) {
-            const int count = channels - first < BLOCK ? channels - first : BLOCK;
-            LANES(i, count + 2 * half) {
-                const int c = first + i - half;
-                const float v = c >= 0 && c < channels ? xr[c] : 0.0f;
-                square[i] = v * v;
-            }
+            const int last = first + BLOCK < channels ? first + BLOCK : channels;
+            const int from = first ? first - REACH : 0, to = last + REACH < channels ? last + REACH : channels;
+            squares(wide, square, xr + from, to - from, half);
             row_sync();
-            lanes(count, [&](auto i) {
-                auto sum = load(square, i);
-                for (int d = 1; d < size; ++d) sum += load(square + d, i);
-                store(y + r * channels + first, i, load(xr + first, i) * inverse_power(k + alpha * sum, beta));
+            lanes(wide, last - first, [&](auto i) {
+                auto s = k + alpha * sum_around(square + first - from, i, half);
+                store(yr + first, i, load(xr + first, i) * inverse_power(s, beta));
             });
             row_sync();
         }
@@ -34,41 +51,33 @@ KERNEL lrn(long long rows, const float* x, float* y, int channels, int size, flo
 // rows = N * H * W
 KERNEL lrn_backward(long long rows, const float* x, const float* dy, float* dx, int channels, int size, float alpha,
                     float beta, float k) {
-    ROW_SCRATCH(float, square, BLOCK + 2 * LARGEST - 2);
-    ROW_SCRATCH(float, ratio, BLOCK + LARGEST - 1);     // dy x s^(-beta - 1)
-    ROW_SCRATCH(float, direct, BLOCK + LARGEST - 1);    // dy s^-beta
+    ROW_SCRATCH(float, scratch, BLOCK + 6 * REACH);
+    ROW_SCRATCH(float, ratios, BLOCK + 4 * REACH);
+    ROW_SCRATCH(float, direct, BLOCK + 2 * REACH);      // dy s^-beta
+    float *const square = scratch + REACH, *const ratio = ratios + REACH;     // ratio: dy x s^(-beta - 1)
     const int half = size / 2;
+    const bool wide = fours(channels, x, dy, dx);
     ROWS(r, rows) {
-        const float* xr = x + r * channels;
-        const float* dyr = dy + r * channels;
+        const float *xr = x + r * channels, *dyr = dy + r * channels;
+        float* dxr = dx + r * channels;
         for (int first = 0; first < channels; first += BLOCK) {
-            const int count = channels - first < BLOCK ? channels - first : BLOCK;
-            LANES(i, count + 4 * half) {
-                const int c = first + i - 2 * half;
-                const float v = c >= 0 && c < channels ? xr[c] : 0.0f;
-                square[i] = v * v;
-            }
-            LANES(i, count + 2 * half) {
-                const int c = first + i - half;
-                const bool inside = c >= 0 && c < channels;
-                direct[i] = inside ? dyr[c] : 0.0f;
-                ratio[i] = inside ? xr[c] : 0.0f;
-            }
+            const int last = first + BLOCK < channels ? first + BLOCK : channels;
+            const int from = first ? first - REACH : 0, to = last + REACH < channels ? last + REACH : channels;
+            const int around = first ? from - REACH : 0, end = to + REACH < channels ? to + REACH : channels;
+            squares(wide, square, xr + around, end - around, half);
+            surround(ratio, to - from, half);
             row_sync();
-            lanes(count + 2 * half, [&](auto i) {
-                auto sum = load(square, i);
-                for (int d = 1; d < size; ++d) sum += load(square + d, i);
-                auto s = k + alpha * sum;
-                auto through = load(direct, i) * inverse_power(s, beta);
+            lanes(wide, to - from, [&](auto i) {
+                auto s = k + alpha * sum_around(square + from - around, i, half);
+                auto through = load(dyr + from, i) * inverse_power(s, beta);
                 store(direct, i, through);
-                store(ratio, i, through * load(ratio, i) / s);
+                store(ratio, i, divide(through * load(xr + from, i), s));
             });
             row_sync();
-            lanes(count, [&](auto i) {
-                auto sum = load(ratio, i);
-                for (int d = 1; d < size; ++d) sum += load(ratio + d, i);
-                store(dx + r * channels + first, i,
-                      load(direct + half, i) - 2.0f * alpha * beta * load(xr + first, i) * sum);
+            lanes(wide, last - first, [&](auto i) {
+                auto sum = sum_around(ratio + first - from, i, half);
+                store(dxr + first, i,
+                      load(direct + first - from, i) - 2.0f * alpha * beta * load(xr + first, i) * sum);
             });
             row_sync();
         }

@@ -196,3 +196,14 @@ def cores():
 def test_the_number_of_threads_changes_no_bit(cores, name):
     one, *others = (bits(ROWS[name](device)) for device in cores)
     assert all(other == one for other in others)
+
+
+def test_whole_numbers_are_divided_exactly_by_way_of_floats():
+    """As grid.cuh divides below 2^20 on a GPU, whose quotient of floats is up to 2 ulp off: at every multiple of b, and one below."""
+    ulps, below = np.float32(2 ** -22), 2 ** 20
+    for b in [*range(1, 600), 1023, 3025, 4097, 50_000, 2 ** 20 - 1, 2 ** 20, 2 ** 31 + 1]:
+        a = np.arange(0, below, b)
+        a = np.concatenate([a, a[1:] - 1, [below - 1]])
+        quotient = (a.astype(np.float32) + np.float32(0.5)) / np.float32(b)
+        for wrong in (1 - ulps, 1, 1 + ulps):
+            np.testing.assert_array_equal((quotient * np.float32(wrong)).astype(int), a // b)

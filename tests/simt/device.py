@@ -15,7 +15,8 @@ from minialex.device.cuda import LARGEST_GRID, ROWS_PER_BLOCK
 
 SHIM = Path(__file__).parent / "simt.h"
 # Little is optimised, so that a call in the source stays one call, by which lanes that wait can be told apart.
-SIMT_FLAGS = ["-std=c++17", "-O1", "-fno-thread-jumps", *(flag for flag in FLAGS if flag in (
+# What lanes read and write at once stays one access, too, and one that a GPU could not make is seen (simt.h).
+SIMT_FLAGS = ["-std=c++17", "-O1", "-fno-thread-jumps", "-fno-tree-sra", "-fsanitize=alignment", *(flag for flag in FLAGS if flag in (
     "-march=native", "-fno-math-errno", "-fno-exceptions", "-fPIC", "-shared", "-pthread"))]
 # The suite runs under sanitizers where this says which (test_sanitizers.py sets it, and preloads their libraries).
 if os.environ.get("SIMT_SANITIZE"):

@@ -102,3 +102,16 @@ KERNEL past_the_scratch(long long rows, float* y, int n) {
 KERNEL int_index(long long rows, float* x, int channels) {
     ROWS(r, rows) LANES(i, channels) x[(int)r * channels + i] = 1.0f;
 }
+
+// Right where x starts at a multiple of four floats.
+KERNEL four_at_once(long long rows, const float* x, float* y) {
+    ROWS(r, rows) lanes(true, 64, [&](auto c) { store(y + r * 64, c, load(x + r * 64, c)); });
+}
+KERNEL four_from_scratch(long long rows, float* x, int start) {
+    ROW_SCRATCH(float, scratch, 132);
+    ROWS(r, rows) {
+        LANES(i, 132) scratch[i] = (float)i;
+        row_sync();
+        lanes(true, 128, [&](auto c) { store(x + r * 128, c, load(scratch + start, c)); });
+    }
+}

@@ -32,6 +32,8 @@
 #define __shared__ static __attribute__((section("simt_shared")))
 
 struct dim3 { unsigned x, y, z; };
+struct alignas(16) float4 { float x, y, z, w; };
+struct alignas(4) uchar4 { unsigned char x, y, z, w; };
 static dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 // Where the linker put that section; null without shared memory.
@@ -260,7 +262,22 @@ static const char* launch(const char* name, void (*run)(const void*), const void
 
 }  // namespace simt
 
+// What -fsanitize=alignment calls instead of its library's: a GPU has no access of four floats but at a multiple of 16 bytes.
+struct Misaligned {
+    const char* file;
+    uint32_t line, column;
+    const struct { uint16_t kind, about; char name[1]; }* type;
+    uint8_t log_alignment, check;
+};
+extern "C" __attribute__((visibility("hidden"))) void __ubsan_handle_type_mismatch_v1(const Misaligned* what, uintptr_t) {
+    simt::fail(simt::current, "touches a %s that is not at a multiple of %d bytes", what->type->name, 1 << what->log_alignment);
+    simt::switch_fiber(simt::thread[simt::current].context, simt::scheduler);
+}
+
 // ---- CUDA's built-in functions ----
+
+static __forceinline__ float __fdividef(float a, float b) { return a / b; }
+static __forceinline__ float rsqrtf(float v) { return 1 / sqrtf(v); }
 
 template <class T> static __forceinline__ T __shfl_xor_sync(unsigned mask, T v, int step) {
     static_assert(sizeof v <= sizeof(uint64_t), "a shuffle moves 4 or 8 bytes");

@@ -1,5 +1,6 @@
 """The SIMT executor catches seeded faults, and the kernels' CUDA branch gives what their CPU branch gives."""
 
+import os
 import subprocess
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 from simt.device import ORDERS, SIMT, SIMT_FLAGS, SimtError, why_not
 
 from minialex import functional as F
+from minialex.device.cpu import CPU
 from minialex.device.kernel import Kernel, sources
 from minialex.ops.bias import add_bias, bias_gradient, bias_partials
 from minialex.ops.softmax import label_rank
@@ -110,6 +112,20 @@ def test_denormals_are_flushed_during_a_launch_only(simt):
     assert np.float32(1.5e-38) * np.float32(0.5) != 0
 
 
+@pytest.mark.skipif("SIMT_SANITIZE" in os.environ, reason="UndefinedBehaviorSanitizer ends the process there")
+def test_an_access_that_is_not_aligned_is_an_error_that_says_so(simt):
+    x, y = simt.array(np.arange(3 * 64 + 4, dtype=np.float32)), simt.empty((3, 64))
+    simt.launch(fault("four_at_once", "x", "y"), 3, x[4:], y)
+    np.testing.assert_array_equal(y.ravel(), x[4:])
+    for start in (1, 2, 3):
+        with pytest.raises(SimtError, match="^four_at_once: block 0, warp 0: lane 0 touches a 'const struct float4' that is not at a multiple of 16 bytes"):
+            simt.launch(fault("four_at_once", "x", "y"), 3, x[start:], y)
+    simt.launch(fault("four_from_scratch", "x", "start"), 1, y[:2], 4)
+    np.testing.assert_array_equal(y[:2].ravel(), np.arange(4, 132))
+    with pytest.raises(SimtError, match="^four_from_scratch: .* touches a .* that is not at a multiple of 16 bytes"):
+        simt.launch(fault("four_from_scratch", "x", "start"), 1, y[:2], 2)
+
+
 PROGRAM = """
 #include <stdlib.h>
 int main(int count, char** arguments) {
@@ -191,14 +207,24 @@ def blocks(device, channels):
     return made, x
 
 
-X = drawn(2, 9, 7, 33)
+X, FOURS = drawn(2, 9, 7, 33), drawn(2, 9, 7, 24)      # the channels of the second lie at multiples of four floats, and so do those of its groups
 POOLS = {"3/2": {"size": 3, "stride": 2}, "hanging over": {"size": (2, 3), "stride": (1, 2), "pad": 1}, "ceil": {"size": 3, "stride": 3, "ceil": True}}
 CONVS = {"11/4": {"stride": 4, "pad": (3, 5)}, "groups": {"groups": 3, "pad": ((1, 2), (0, 3))}, "33 groups": {"groups": 33, "stride": (1, 3)}}
+CONVS_OF_FOURS = {"one group": {"stride": (1, 3), "pad": 2}, "groups": {"groups": 3, "pad": ((1, 2), (0, 3))}}
 EQUAL = {         # the same operations in the same order, none of which a compiler may fuse
     **{f"im2col {k}": lambda d, o=o: F.im2col(X, (5, 3), **o, device=d) for k, o in CONVS.items()},
+    **{f"im2col of fours, {k}": lambda d, o=o: F.im2col(FOURS, (5, 3), **o, device=d) for k, o in CONVS_OF_FOURS.items()},
+    "im2col of 160 channels": lambda d: F.im2col(drawn(1, 4, 3, 160), (2, 3), pad=1, device=d),
+    "im2col beside its image": lambda d: F.im2col(drawn(1, 3, 2, 4), 2, stride=3, pad=4, device=d),
+    "im2col of 3 channels, hanging over": lambda d: F.im2col(drawn(1, 8, 21, 3), (5, 4), stride=(2, 1), pad=((3, 1), (2, 5)), device=d),
     "im2col of 3 channels": lambda d: F.im2col(drawn(2, 13, 12, 3), 11, stride=4, pad=2, device=d),
     **{f"col2im {k}": lambda d, o=o: F.col2im(drawn(*F.im2col(X, (5, 3), **o, device="numpy").shape), X.shape, (5, 3), **o, device=d)
        for k, o in CONVS.items()},
+    **{f"col2im of fours, {k}": lambda d, o=o: F.col2im(drawn(*F.im2col(FOURS, (5, 3), **o, device="numpy").shape), FOURS.shape, (5, 3), **o, device=d)
+       for k, o in CONVS_OF_FOURS.items()},
+    **{f"pool of fours, {k}": lambda d, o=o: F.max_pool2d(with_nan(FOURS.copy()), **o, device=d) for k, o in POOLS.items()},
+    **{f"pool_backward of fours, {k}": lambda d, o=o: F.max_pool2d_backward(drawn(*F.max_pool2d(FOURS, **o, device="numpy").shape), FOURS, **o, device=d)
+       for k, o in POOLS.items()},
     **{f"pool {k}": lambda d, o=o: F.max_pool2d(with_nan(X.copy()), **o, device=d) for k, o in POOLS.items()},
     **{f"pool_backward {k}": lambda d, o=o: F.max_pool2d_backward(drawn(*F.max_pool2d(X, **o, device="numpy").shape), X, **o, device=d)
        for k, o in POOLS.items()},
@@ -208,9 +234,13 @@ EQUAL = {         # the same operations in the same order, none of which a compi
     "rank": rank,
     **{f"blocks of {channels} channels": lambda d, c=channels: blocks(d, c) for channels in (3, 37)},
 }
-CLOSE = {         # fused multiply-adds, or sums over lanes, whose order differs
+CLOSE = {         # fused multiply-adds, or sums whose order differs
     **{f"lrn {size} {beta}": lambda d, s=size, b=beta: F.local_response_norm(X, s, alpha=0.8, beta=b, device=d)
        for size, beta in ((5, 0.75), (1, 0.5), (63, 1.0), (7, 0.3))},
+    **{f"lrn of {x.shape[-1]} channels, {size}": lambda d, x=x, s=size: F.local_response_norm(x, s, alpha=0.8, device=d)
+       for x in (FOURS, drawn(1, 520)) for size in (5, 9)},
+    **{f"lrn_backward of {x.shape[-1]} channels, {size}": lambda d, x=x, s=size: F.local_response_norm_backward(x[..., ::-1].copy(), x, s, alpha=0.8, device=d)
+       for x in (FOURS, drawn(1, 520)) for size in (5, 9)},
     "lrn of 263 channels": lambda d: F.local_response_norm(drawn(3, 263), 9, alpha=0.8, device=d),
     **{f"lrn_backward {size} {beta}": lambda d, s=size, b=beta: F.local_response_norm_backward(drawn(*X.shape), X, s, alpha=0.8, beta=b, device=d)
        for size, beta in ((5, 0.75), (1, 0.5), (63, 1.0), (7, 0.3))},
@@ -244,6 +274,26 @@ def test_the_cuda_branch_gives_what_the_cpu_branch_gives(cpu, simt, name):
             else:
                 np.testing.assert_allclose(ours, other, rtol=2e-6, atol=2e-6 * np.abs(other).max())
     simt.order, simt.largest_grid, simt.block = ASCENDING, 1000, 128
+
+
+WIDE = [name for name in (*EQUAL, *CLOSE) if name.startswith(("im2col", "col2im", "pool", "lrn"))]
+
+
+@pytest.mark.parametrize("name", WIDE)
+@pytest.mark.parametrize("start", [1, 2])
+def test_arrays_that_start_anywhere(cpu, simt, name, start, monkeypatch):
+    """A kernel that would take four floats at once from them is an error of the executor's."""
+    def askew(shape, dtype=None):
+        dtype = np.dtype(simt.float if dtype is None else dtype)
+        size = int(np.prod(shape, dtype=np.int64))
+        array = CPU.empty(simt, (size + start,), dtype)[start:].reshape(shape)
+        array.reshape(-1).view(np.uint8).fill(0xFF)
+        return array
+    case = {**EQUAL, **CLOSE}[name]
+    expected = results(case, cpu)
+    monkeypatch.setattr(simt, "empty", askew)
+    for ours, other in zip(results(case, simt), expected, strict=True):
+        np.testing.assert_allclose(ours, other, rtol=2e-6, atol=2e-6 * np.nanmax(np.abs(other)))
 
 
 def test_grids_and_orders_change_no_bit(simt):

@@ -99,26 +99,34 @@ def test_bias_relu(trace):
 
 def test_max_pool(trace):
     F.max_pool2d(drawn(1, 55, 55, 96), 3, stride=2, device=trace)
-    rows, loads = 27 * 27, 27 * 27 * 30                  # the first pixel and all nine, of three lots of 32 channels
-    assert counts(trace, "x", READ) == [loads * 128, loads, loads * 128, loads * 4, 55 * 55 * 384, 55 * 55 * 12]
-    assert counts(trace, "y", WRITTEN) == [rows * 384, rows * 3, rows * 384, rows * 12, rows * 384, rows * 12]
-    assert counts(trace, "winner", WRITTEN) == [rows * 96, rows * 3, rows * 96, rows * 3, rows * 96, rows * 3]
-    assert trace.last.chain == 30
+    rows, loads = 27 * 27, 27 * 27 * 10                  # the first pixel and all nine, 96 channels by 24 lanes that have four each
+    assert counts(trace, "x", READ) == [loads * 384, loads, loads * 384, loads * 12, 55 * 55 * 384, 55 * 55 * 12]
+    assert counts(trace, "y", WRITTEN) == [rows * 384, rows, rows * 384, rows * 12, rows * 384, rows * 12]
+    assert counts(trace, "winner", WRITTEN) == [rows * 96, rows, rows * 96, rows * 3, rows * 96, rows * 3]
+    assert trace.last.chain == 10
 
 
-def test_lrn_whose_halo_shifts_its_reads_across_sectors(trace):
+def test_max_pool_of_channels_that_four_do_not_divide(trace):
+    F.max_pool2d(drawn(1, 5, 7, 33), 3, stride=2, device=trace)
+    rows, loads = 2 * 3, 2 * 3 * 10                      # twice each: 32 channels and one
+    assert counts(trace, "x", READ)[:3] == [loads * 132, loads * 2, loads * 132]
+    assert counts(trace, "y", WRITTEN)[:3] == [rows * 132, rows * 2, rows * 132]
+    assert trace.last.chain == 20
+
+
+def test_lrn_reads_its_channels_twice(trace):
     F.local_response_norm(drawn(1, 4, 5, 96), 5, device=trace)
-    # Channels 0-29, 30-61, 62-93 and 94-95 lie in 4, 5, 5 and 1 sectors; then 0-31, 32-63 and 64-95 in 4 each.
-    assert counts(trace, "x", READ) == [20 * 768, 20 * 7, 20 * 768, 20 * 27, 20 * 384, 20 * 12]
-    assert counts(trace, "y", WRITTEN) == [20 * 384, 20 * 3, 20 * 384, 20 * 12, 20 * 384, 20 * 12]
-    assert trace.last.chain == 6
+    assert counts(trace, "x", READ) == [20 * 768, 20 * 2, 20 * 768, 20 * 24, 20 * 384, 20 * 12]
+    assert counts(trace, "y", WRITTEN) == [20 * 384, 20, 20 * 384, 20 * 12, 20 * 384, 20 * 12]
+    assert trace.last.chain == 2
 
 
 def test_im2col_of_5x5_windows(trace):
+    """A line of a window is 160 floats: 32 lanes have four each, and eight of them four more."""
     F.im2col(drawn(1, 9, 9, 32), 5, device=trace)
-    assert counts(trace, "x", READ) == [25 * 3200, 25 * 25, 25 * 3200, 25 * 100, 81 * 128, 81 * 4]
-    assert counts(trace, "columns", WRITTEN) == [25 * 3200, 25 * 25, 25 * 3200, 25 * 100, 25 * 3200, 25 * 100]
-    assert trace.last.chain == 25
+    assert counts(trace, "x", READ) == [25 * 3200, 25 * 10, 25 * 3200, 25 * 100, 81 * 128, 81 * 4]
+    assert counts(trace, "columns", WRITTEN) == [25 * 3200, 25 * 10, 25 * 3200, 25 * 100, 25 * 3200, 25 * 100]
+    assert trace.last.chain == 10
 
 
 def test_winograd_input_of_tiles_that_hang_over(trace):
