@@ -3,7 +3,8 @@
 python benchmarks/kernel_report.py [--net paper owt half] [--batch 128] [--write]     (--write: docs/kernels.md, .png and .json)
 
 A step is planned as device/cuda.py would launch it. Bytes follow from each launch's arguments; efficiencies from the CUDA
-branch run thread by thread on two images of full size, every access counted (tests/simt); registers from NVRTC.
+branch run thread by thread on two images of full size, every access counted (tests/simt); instructions from NVRTC's PTX, run
+warp by warp (ptx.py); registers from NVRTC.
 """
 
 import argparse
@@ -21,12 +22,13 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 import nvrtc  # noqa: E402
+import ptx  # noqa: E402
 from simt.trace import Trace  # noqa: E402
 
 from minialex import nets  # noqa: E402
 from minialex.device.base import Device, check_product  # noqa: E402
 from minialex.device.cuda import CUDA, ROWS_PER_BLOCK  # noqa: E402
-from minialex.device.kernel import sources  # noqa: E402
+from minialex.device.kernel import source_text, sources  # noqa: E402
 from minialex.files import write_beside  # noqa: E402
 from minialex.network import Network  # noqa: E402
 from minialex.ops.bias import SPAN  # noqa: E402
@@ -36,6 +38,8 @@ TILE = 128                       # rows and columns of a product that a block of
 LATENCY, LEAST = 600e-9, 3e-6    # seconds: from asking DRAM to having it; the shortest launch
 HOST = 10e-6, 20e-6              # seconds of Python for a launch
 TRACED_IMAGES, TRACED_ROWS, MANY_WARPS = 2, 1000, 2000
+SCHEDULERS, ISSUED = 4, 0.85     # of a multiprocessor, each with at most an instruction a clock; the part of that which long kernels reach
+ROWS_RUN = 8                     # of a launch, from the first to the last, whose instructions are counted
 
 
 @dataclass(frozen=True)
@@ -51,13 +55,14 @@ class Chip:
     l2: int
     shared: int                  # of a multiprocessor
     pcie: float
+    clock: float                 # boost
 
 
-CHIPS = [Chip("A100", 80, 108, 2039e9, 19.5e12, 156e12, 40 << 20, 164 << 10, 32e9),
-         Chip("H100", 90, 132, 3350e9, 67e12, 494.7e12, 50 << 20, 228 << 10, 64e9)]
+CHIPS = [Chip("A100", 80, 108, 2039e9, 19.5e12, 156e12, 40 << 20, 164 << 10, 32e9, 1.41e9),
+         Chip("H100", 90, 132, 3350e9, 67e12, 494.7e12, 50 << 20, 228 << 10, 64e9, 1.98e9)]
 SOURCES = ("Peaks: the data sheets “NVIDIA A100 Tensor Core GPU” (A100 80GB SXM) and “NVIDIA H100 Tensor Core GPU” (H100 SXM; its TF32 figure, "
            "989, is with sparsity). Multiprocessors and L2: the white papers “NVIDIA A100 Tensor Core GPU Architecture” and “NVIDIA H100 Tensor "
-           "Core GPU Architecture”. Limits of a multiprocessor: “CUDA C++ Programming Guide”, technical specifications per compute capability.")
+           "Core GPU Architecture”, and the boost clocks, of which the FP32 peaks are 2 FLOP for each of 64 and 128 units of a multiprocessor. Limits of a multiprocessor: “CUDA C++ Programming Guide”, technical specifications per compute capability.")
 
 
 def covered(length, out, size, stride, pad):
@@ -218,6 +223,7 @@ class Launch:
     columns: int = 0
     image: int = 0
     order: int = 0               # of its kernel's launches at its place
+    executed: float = None       # instructions that a warp executes, once they are counted
 
 
 class Plan(Device):
@@ -303,6 +309,43 @@ def chain(launch, traced):
     return round(counts.chain * launch.long / few.long) if launch.long else counts.chain
 
 
+@functools.cache
+def programs():
+    """{kernel: its PTX as ptx.py reads it}, of the last of CHIPS; empty without NVRTC."""
+    library = nvrtc.find_nvrtc()
+    return {name: program for file in sorted(sources().glob("*.cu")) if library for name, program in ptx.kernels(
+        nvrtc.compile_text(library, source_text(file), file.name, CHIPS[-1].architecture)[1]).items()}
+
+
+def executed(launch):
+    """Instructions that a warp of a launch executes, in the mean of some; 0 without NVRTC."""
+    if launch.executed is None:
+        kernel, arguments = launch.call
+        program, values = programs().get(kernel.name), kernel.bind((launch.rows, *arguments), np.ndarray, "cuda")
+        rows = sorted(set(np.linspace(0, launch.rows - 1, ROWS_RUN).astype(int)))
+        launch.executed = np.mean([ptx.Warp(program, values, int(row)).run() for row in rows]) if program else 0
+    return launch.executed
+
+
+def instructions(launch, traced):
+    """Those that a warp executes, scaled to the batch."""
+    few = traced[key(launch)][1]
+    return executed(few) * (launch.long / few.long if launch.long else 1)
+
+
+def terms(launch, chip, traced, moved=None):
+    """Seconds that each of {what may bind a kernel} takes by itself."""
+    counts = traced[key(launch)][0]
+    return {"bytes": (launch.bytes if moved is None else moved) / counts.distinct_efficiency / chip.bandwidth,
+            "instructions": instructions(launch, traced) * launch.rows / (chip.processors * SCHEDULERS * chip.clock * ISSUED),
+            "loads": chain(launch, traced) * LATENCY, "launch": LEAST}
+
+
+def binds(launch, chip, traced):
+    found = terms(launch, chip, traced)
+    return max(found, key=found.get)
+
+
 def seconds(launch, chip, traced, *, fused=False, tf32=False, half=False, cached=False, waits=True):
     """The time of a launch. fused: products make and take columns themselves; half: activations and columns have 2 bytes; cached: columns
     stay in L2; waits: for chains of loads."""
@@ -318,7 +361,7 @@ def seconds(launch, chip, traced, *, fused=False, tf32=False, half=False, cached
         return 0.0
     if launch.name == "copy":
         return max(moved / chip.bandwidth, LEAST)
-    return max(moved / traced[key(launch)][0].distinct_efficiency / chip.bandwidth, chain(launch, traced) * LATENCY * waits, LEAST)
+    return max(time for what, time in terms(launch, chip, traced, moved).items() if waits or what != "loads")
 
 
 CHANGES = {
@@ -376,7 +419,8 @@ def compiled():
         for file in sorted(sources().glob("*.cu")):
             cubin, log = nvrtc.compile_cubin(library, file, chip.architecture)
             try:
-                counted = nvrtc.count_instructions(cubin)
+                listings = nvrtc.disassemble(cubin)
+                counted = listings and {name: Counter(instruction for _, _, instruction, _ in code) for name, code in listings.items()}
                 problem = problem or (None if counted else "cuobjdump is not installed (pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm)")
             except subprocess.CalledProcessError as error:
                 counted, problem = None, error.stderr.strip()
@@ -488,11 +532,13 @@ def kernels_and_places(title, planned, traced, ms, only):
             continue
         counts, moved, times = traced[at][0], sum(launch.bytes for launch in own), ms(lambda launch: launch.call and key(launch) == at)
         rows.append((at[0], at[1], f"{moved / 1e6:,.2f}", f"{100 * moved / whole:.1f}", f"{100 * counts.distinct_efficiency:.0f}", f"{100 * counts.instruction_efficiency:.0f}",
-                     both([chain(of[at][0], traced) for of in every]), both([of[at][0].rows for of in every]), *times))
+                     both([chain(of[at][0], traced) for of in every]), both([of[at][0].rows for of in every]),
+                     both([instructions(of[at][0], traced) for of in every]),
+                     " / ".join(dict.fromkeys(binds(of[at][0], chip, traced) for chip, of in zip(CHIPS, every))), *times))
         if own[0].rows < MANY_WARPS:
             few[at[1]].append((own[0].rows, moved, at[0], sum(seconds(launch, CHIPS[0], traced) for launch in own)))
-    return [f"### {title} by kernel and place, predicted", "", "Efficiencies are traced; the chain and the warps are those of the first launch at the place.", "",
-            *table(("place", "kernel", "MB needed", "% of kernels' bytes", "sectors used, %", "per instruction, %", "chain of loads", "warps",
+    return [f"### {title} by kernel and place, predicted", "", "Efficiencies are traced; the chain, the warps, their instructions and what binds are those of the first launch at the place.", "",
+            *table(("place", "kernel", "MB needed", "% of kernels' bytes", "sectors used, %", "per instruction, %", "chain of loads", "warps", "instructions a warp", "what binds",
                     *(f"{chip.name}, ms" for chip in CHIPS)), rows),
             f"### {title}: kernels of fewer than {MANY_WARPS:,} warps, predicted", "",
             *table(("kernel", "why", "places", "fewest warps", "MB", f"{CHIPS[0].name}, ms"), [
@@ -518,9 +564,11 @@ def report(names, batch):
         f"`python benchmarks/kernel_report.py --batch {batch} --write` wrote this page, without a GPU: every time below is predicted, none measured.", "",
         "![predicted milliseconds of a step by kind of work](kernels.png)", "",
         "## What is predicted, and how", "",
-        f"- A kernel takes max(bytes / sectors used / bandwidth, longest chain of loads x {1e9 * LATENCY:.0f} ns, {1e6 * LEAST:.0f} us). Its bytes are those it needs: each input element "
+        f"- A kernel takes max(bytes / sectors used / bandwidth, warp instructions / (multiprocessors x {SCHEDULERS} x boost clock x {ISSUED}), "
+        f"longest chain of loads x {1e9 * LATENCY:.0f} ns, {1e6 * LEAST:.0f} us): bytes, instructions, loads or the launch bind. Its bytes are those it needs: each input element "
         "once, each output element once. The part of its 32-byte sectors that it uses, and the most loads that one lane makes, were counted by running the "
         f"CUDA branch thread by thread on {TRACED_IMAGES} images of full size, up to {TRACED_ROWS:,} rows of each launch; the chain is then scaled to the batch. "
+        f"Instructions are those that {ROWS_RUN} warps of each launch execute of the kernel's PTX, which benchmarks/ptx.py interprets: one of PTX counts as one of the machine's, a whole-number division as 19 to 80. "
         "That a load waits for the one before is pessimistic: compilers issue several at once. What L2 keeps from one launch to the next is left out, which is pessimistic too.",
         f"- A product (m, n, k, batch) takes max(FLOP / (peak x tiles / (waves x multiprocessors)), bytes / bandwidth, {1e6 * LEAST:.0f} us), with tiles of {TILE} x {TILE}, those of a "
         "batch (groups, slices of a weight gradient) counted, and waves = ceil(tiles / multiprocessors). cuBLAS has smaller tiles and cuts the long sums of dense "
@@ -530,8 +578,8 @@ def report(names, batch):
         + ", ".join(f"{name} {batch * side[name]**2 * 3 / 1e6:.1f} MB, " + both([1e3 * batch * side[name]**2 * 3 / chip.pcie for chip in CHIPS], ".2f") + " ms" for name in names)
         + f" over PCIe at {both([chip.pcie / 1e9 for chip in CHIPS])} GB/s. The copy from there to the step's arrays is `copy` below.",
         f"- Where {' and '.join(chip.name for chip in CHIPS)} differ, a cell has both: {' / '.join(chip.name for chip in CHIPS)}.", "",
-        *table(("chip", "GB/s", "FP32 TFLOP/s", "TF32 TFLOP/s", "multiprocessors", "L2, MB"), [
-            (c.name, f"{c.bandwidth / 1e9:,.0f}", f"{c.fp32 / 1e12:g}", f"{c.tf32 / 1e12:g}", c.processors, c.l2 >> 20) for c in CHIPS]),
+        *table(("chip", "GB/s", "FP32 TFLOP/s", "TF32 TFLOP/s", "multiprocessors", "GHz", "L2, MB"), [
+            (c.name, f"{c.bandwidth / 1e9:,.0f}", f"{c.fp32 / 1e12:g}", f"{c.tf32 / 1e12:g}", c.processors, f"{c.clock / 1e9:g}", c.l2 >> 20) for c in CHIPS]),
         SOURCES, "", *lines, "## What the compiler makes of each kernel, and the occupancy predicted from it", "", *compiled(),
         "## What would remove it, predicted", "",
         "Fused products read the pixels instead of columns. In half precision weights, their gradients and sums stay float32. Smaller pieces are planned anew, so that "

@@ -1,6 +1,5 @@
 """Compiles kernels with NVRTC as CuPy does, without a driver, and reads what ptxas and cuobjdump say of each kernel."""
 
-import collections
 import ctypes
 import importlib.util
 import os
@@ -60,8 +59,8 @@ def compile_text(nvrtc, text, name, architecture):
     return cubin, ptx, log
 
 
-def count_instructions(cubin):
-    """{kernel: Counter of its SASS instructions, such as LDG.E.128}; None without the wheels nvidia-cuda-cuobjdump and -nvdisasm."""
+def disassemble(cubin):
+    """{kernel: [(address, guard, instruction such as LDG.E.128, operands)]}; None without the wheels nvidia-cuda-cuobjdump and -nvdisasm."""
     found = in_wheels("*/bin/cuobjdump")
     if not found or not in_wheels("*/bin/nvdisasm"):
         return None
@@ -70,8 +69,22 @@ def count_instructions(cubin):
         file.flush()
         text = subprocess.run([str(found[0]), "-sass", file.name], capture_output=True, text=True, check=True,
                               env={**os.environ, "PATH": f"{found[0].parent}{os.pathsep}{os.environ.get('PATH', '')}"}).stdout
-    return {name: collections.Counter(re.findall(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+ )?([\w.]+)", body, re.M))
-            for name, body in re.findall(r"Function : (\w+)(.*?)(?=Function :|\Z)", text, re.S)}
+    return {name: read_listing(body) for name, body in re.findall(r"Function : (\w+)(.*?)(?=Function :|\Z)", text, re.S)}
+
+
+def read_listing(text):
+    return [(int(at, 16), guard, name, operands.strip()) for at, guard, name, operands in
+            re.findall(r"^\s+/\*([0-9a-f]+)\*/\s+(@!?U?P\w+ )?([\w.]+)([^;]*);", text, re.M)]
+
+
+def inner_loops(code):
+    """[[instruction, ...] of each loop that has no loop in it]: what lies between a branch and the earlier place that it goes to."""
+    loops = []
+    for at, _, name, operands in code:
+        if name.startswith("BRA") and int(operands.split("0x")[-1], 16) < at:
+            loops.append((int(operands.split("0x")[-1], 16), at))
+    inner = {(a, b) for a, b in loops if not any((c, d) != (a, b) and a <= c and d <= b for c, d in loops)}
+    return [[name for at, _, name, _ in code if a <= at <= b] for a, b in sorted(inner)]
 
 
 def read_log(log):

@@ -129,6 +129,29 @@ def test_fewer_bytes_and_faster_products_never_take_longer(planned):
         assert report.seconds(launch, chip, {}, **{how: True}) <= base
 
 
+def test_clocks_are_those_of_the_peaks():
+    """2 FLOP a clock for each of 64 and 128 units of a multiprocessor."""
+    for chip, units in zip(report.CHIPS, (64, 128)):
+        assert chip.fp32 == pytest.approx(2 * units * chip.processors * chip.clock, rel=0.01)
+
+
+@traced_only
+def test_what_binds_a_kernel_is_what_takes_longest(traced, planned, monkeypatch):
+    """A copy of many bytes is bound by them; 100 times the instructions would bind it, and a step of few rows is bound by its loads."""
+    chip = report.CHIPS[0]
+    launch = next(launch for launch in planned["half", "im2col"][0] if launch.name == "im2col" and launch.place == "conv3 forward")
+    few = traced["half"][report.key(launch)][1]
+    for executed, expected in ((500, "bytes"), (50_000, "instructions")):
+        monkeypatch.setattr(few, "executed", executed)
+        assert report.binds(launch, chip, traced["half"]) == expected
+        time = launch.rows * executed / (108 * 4 * 1.41e9 * 0.85)
+        assert report.terms(launch, chip, traced["half"])["instructions"] == pytest.approx(time)
+    assert report.seconds(launch, chip, traced["half"]) == pytest.approx(time)
+    loss = next(launch for launch in planned["half", "im2col"][0] if launch.name == "cross_entropy_rows")
+    monkeypatch.setattr(traced["half"][report.key(loss)][1], "executed", 100)
+    assert report.binds(loss, chip, traced["half"]) == "loads"
+
+
 def test_occupancy_is_that_of_nvidias_calculator():
     a100, h100 = report.CHIPS
     assert [report.occupancy({"registers": r, "shared": s}, a100) for r, s in ((32, 0), (33, 0), (40, 0), (48, 0), (64, 0), (32, 16384))] == [64, 48, 48, 40, 32, 36]
