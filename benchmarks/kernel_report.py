@@ -232,8 +232,12 @@ class Plan(Device):
     name, array_type = "cuda", np.ndarray
     images_at_once, slices = CUDA.images_at_once, CUDA.slices
 
-    def __init__(self, chip):
-        self.processors, self.unfolded = chip.processors, {}
+    def __init__(self, chip, spare=1 << 40):
+        self.processors, self.unfolded, self.room = chip.processors, {}, spare
+
+    def spare(self):
+        """A chip of 80 GB has room for columns."""
+        return self.room
 
     def empty(self, shape, dtype=None):
         """Starts on a multiple of 256 bytes, as a GPU's arrays do."""
@@ -271,9 +275,9 @@ class Plan(Device):
         self.submit(launch)
 
 
-def plan(name, batch, chip, workspace_mb=None, conv="im2col"):
-    """The launches of a training step of a net, from the copies of its input on. conv: of all layers that can have it."""
-    net, device = nets.build(name), Plan(chip)
+def plan(name, batch, chip, workspace_mb=None, conv="im2col", **more):
+    """The launches of a training step of a net, from the copies of its input on. conv: of all layers that can have it; more: of Plan."""
+    net, device = nets.build(name), Plan(chip, **more)
     network = Network(net, device, batch, init=None, workspace_mb=workspace_mb, conv=conv)
     network.arrays["input views"][:] = network.layout.input.centre(batch)      # for what is traced to read as training reads
     with device.record() as tape:
@@ -295,7 +299,7 @@ def trace(name):
     """{key: (counts, Launch)} of a step by each convolution on two images of full size, up to 1,000 rows of each launch."""
     device, found = Trace(), {}
     device.rows_at_most = TRACED_ROWS
-    for launch in (launch for conv in CONVOLUTIONS for launch in plan(name, TRACED_IMAGES, CHIPS[-1], conv=conv)):
+    for launch in (launch for conv in CONVOLUTIONS for spare in (1 << 40, 0) for launch in plan(name, TRACED_IMAGES, CHIPS[-1], conv=conv, spare=spare)):
         if launch.call and key(launch) not in found:
             kernel, arguments = launch.call
             device.launch(kernel, launch.rows, *arguments)
@@ -366,6 +370,7 @@ def seconds(launch, chip, traced, *, fused=False, tf32=False, half=False, cached
 
 CHANGES = {
     "nothing": {}, "Winograd's convolution": dict(conv="winograd"), "implicit GEMM: im2col and col2im fused into the products": dict(fused=True), "TF32 products": dict(tf32=True),
+    "TF32 products, in a CUDA graph": dict(tf32=True, graph=True), "columns made again for the weights' gradient, as where memory is short": dict(again=True),
     "activations and columns in half precision": dict(half=True), "pieces whose columns stay in half of L2": dict(cached=True),
     "no lane waits for one load before the next": dict(waits=False), "a CUDA graph: one launch for the host": dict(graph=True),
     "all of these (without columns, pieces need not be small)": dict(fused=True, tf32=True, half=True, waits=False, graph=True),
@@ -374,10 +379,10 @@ CHANGES = {
 
 def predictions(name, batch, chip, launches, traced):
     """{change: (ms of the GPU, launches, ms of the host at 10 us, at 20 us)}. launches: {convolution: those of a step}"""
-    small, found = plan(name, batch, chip, workspace_mb=chip.l2 / 2 / 2**20), {}
+    small, again, found = plan(name, batch, chip, workspace_mb=chip.l2 / 2 / 2**20), plan(name, batch, chip, spare=0), {}
     for change, how in CHANGES.items():
         how = dict(how)
-        graph, of = how.pop("graph", False), small if "cached" in how else launches[how.pop("conv", "im2col")]
+        graph, of = how.pop("graph", False), small if "cached" in how else again if how.pop("again", False) else launches[how.pop("conv", "im2col")]
         times = [seconds(launch, chip, traced, **how) for launch in of]
         count = sum(time > 0 for time in times)
         found[change] = 1e3 * sum(times), count, *(1e3 * each * (1 if graph else count) for each in HOST)

@@ -123,8 +123,8 @@ def test_over_a_stand_in(gpu_in_processes, tools, tmp_path):
     for place, kernel, count, foreseen, ms, ratio, _ in large:
         assert int(count) == sum(at == (place, kernel) for at in zip(found["places"], found["kernels"]))
         assert float(ratio) == pytest.approx(float(ms) / float(foreseen), rel=0.05)      # each launch has its prediction
-    idle = re.search(r"\nPredicted, not launched and not counted above: [\d.]+ ms in (.*)\.\n", page)      # the columns of a convolution are kept there
-    assert idle and {f"conv{i} backward im2col" for i in range(1, 6)} <= set(idle[1].split(", "))
+    idle = re.search(r"\nPredicted, not launched and not counted above: [\d.]+ ms in (.*)\.\n", page)      # of 128 images the sums have more slices
+    assert not idle or {each.split()[-1] for each in idle[1].split(", ")} <= {"add_parts", "gemm"}, idle
     counted = rows_of(page, "What ncu counted in a step of half")
     assert counted == {("", "gemm"): ["", "gemm", "1", "5", "0", "0", "0"], ("", "im2col"): ["", "im2col", "2", "3.5", "32", "0", "40"]}
 
