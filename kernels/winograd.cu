@@ -83,7 +83,8 @@ template <class F, int I = 0, class V> DEVICE void to_points(const V* x, V* v) {
         v[I] = even + odd;
         v[I + 1] = even - odd;
     }
-    if constexpr (I < F::points - 1) to_points<F, paired<F>(I) ? I + 2 : I + 1>(x, v);
+    constexpr int next = paired<F>(I) ? I + 2 : I + 1;
+    if constexpr (next < F::points) to_points<F, next>(x, v);
 }
 
 // y = F^T v
