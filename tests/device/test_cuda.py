@@ -71,11 +71,14 @@ def set_schedule(gpu, schedule):
     gpu.eager["launches"], gpu.eager["copies"] = SCHEDULES[schedule]
 
 
-@pytest.fixture(params=[2, 132], ids="{} multiprocessors".format)
+@pytest.fixture
 def gpu(gpu, request):
-    """One with few and one with many, on which it depends how a layer is cut."""
-    gpu.processors = request.param
+    """One of 132 multiprocessors, or as many as a test asks for: it depends on them how a layer is cut."""
+    gpu.processors = getattr(request, "param", 132)
     return gpu
+
+
+few_and_many = pytest.mark.parametrize("gpu", [2, 132], indirect=True, ids="{} multiprocessors".format)
 
 
 @pytest.fixture
@@ -85,6 +88,7 @@ def device(gpu):
 
 # ---- What users run ----
 
+@few_and_many
 def test_every_op_agrees_with_its_reference(gpu, capsys):
     assert gradcheck.main(["--device", "cuda"]) == 0
     assert capsys.readouterr().out.count("\nok ") == len(gradcheck.CASES) and {name for name, _, _ in gpu.launches} > {"im2col", "col2im", "lrn"}
@@ -104,6 +108,7 @@ def truth():
     return {net.name: after_steps(open_device("cpu", 1)[0], net) for net in (small("paper", 67, 8), mini())}
 
 
+@few_and_many
 @pytest.mark.parametrize("net", [small("paper", 67, 8), mini()], ids=lambda net: net.name)
 def test_training_steps_equal_the_cpus_however_the_streams_run(gpu, schedule, net, truth):
     set_schedule(gpu, schedule)
@@ -129,7 +134,6 @@ def pictures(tmp_path_factory):
     return root
 
 
-@pytest.mark.parametrize("gpu", [132], indirect=True)
 def test_every_command_runs_and_trains_as_on_the_cpu(gpu, pictures, tmp_path, capsys, plain_report):
     runs = {}
     for name in ("cuda", "cpu"):
@@ -315,6 +319,7 @@ def test_a_launch_that_the_gpu_refuses(device):
         device.modules["softmax.cu"].get_function("softmax")
 
 
+@few_and_many
 def test_one_of_several_gpus_from_any_thread(gpu):
     """Each thread has a current GPU of its own, and memory of one is none of another's."""
     gpu.devices, net = 2, mini()
@@ -362,6 +367,7 @@ def test_without_the_pool_memory_is_not_given_again(gpu, monkeypatch):
     assert places["1"][0] != places["1"][1] and places["0"][0] == places["0"][1]
 
 
+@few_and_many
 def test_a_graph_computes_the_same(gpu, monkeypatch, recwarn):
     """From their second time on recordings are graphs; what cannot be captured is played as before."""
     net = small("paper", 67, 8)
@@ -415,7 +421,6 @@ def test_products_of_tf32_keep_ten_bits(gpu):
         open_device("cuda")[0].take_precision("tf32")
 
 
-@pytest.mark.parametrize("gpu", [2], indirect=True)
 def test_a_run_of_tf32(gpu, pictures, tmp_path, capsys, plain_report):
     out, options = tmp_path / "run", ["--data", str(pictures), "--size", "64", "--batch", "5", "--epochs", "1", "--precision", "tf32"]
     assert train.main([*options, "--out", str(out), "--device", "cuda"]) == 0 and gpu.tensor_products
@@ -430,6 +435,7 @@ def test_a_run_of_tf32(gpu, pictures, tmp_path, capsys, plain_report):
             train.main([*command, "--device", "cpu"])
 
 
+@few_and_many
 def test_columns_are_kept_where_there_is_room(gpu):
     """Then im2col runs once for each convolution and step, and results are the same but for rounding."""
     net, found, device = mini(), {}, open_device("cuda")[0]
@@ -448,6 +454,7 @@ def test_columns_are_kept_where_there_is_room(gpu):
     assert "kept conv1.columns" not in Network(net, device, 6, training=False).arrays and "kept conv1.columns" not in Network(net, CPU(1), 6, conv="im2col").arrays
 
 
+@few_and_many
 def test_pieces_and_slices(gpu, monkeypatch):
     from ops.test_conv import test_gradients_accumulate_over_pieces_of_the_batch as test
     test(open_device("cuda")[0], monkeypatch)
