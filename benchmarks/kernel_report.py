@@ -299,7 +299,8 @@ def trace(name):
     """{key: (counts, Launch)} of a step by each convolution on two images of full size, up to 1,000 rows of each launch."""
     device, found = Trace(), {}
     device.rows_at_most = TRACED_ROWS
-    for launch in (launch for conv in CONVOLUTIONS for spare in (1 << 40, 0) for launch in plan(name, TRACED_IMAGES, CHIPS[-1], conv=conv, spare=spare)):
+    for launch in (launch for conv, spare in (("im2col", 1 << 40), ("im2col", 0), ("winograd", 1 << 40))
+                   for launch in plan(name, TRACED_IMAGES, CHIPS[-1], conv=conv, spare=spare)):
         if launch.call and key(launch) not in found:
             kernel, arguments = launch.call
             device.launch(kernel, launch.rows, *arguments)

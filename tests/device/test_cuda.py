@@ -88,7 +88,6 @@ def device(gpu):
 
 # ---- What users run ----
 
-@few_and_many
 def test_every_op_agrees_with_its_reference(gpu, capsys):
     assert gradcheck.main(["--device", "cuda"]) == 0
     assert capsys.readouterr().out.count("\nok ") == len(gradcheck.CASES) and {name for name, _, _ in gpu.launches} > {"im2col", "col2im", "lrn"}
@@ -367,10 +366,9 @@ def test_without_the_pool_memory_is_not_given_again(gpu, monkeypatch):
     assert places["1"][0] != places["1"][1] and places["0"][0] == places["0"][1]
 
 
-@few_and_many
 def test_a_graph_computes_the_same(gpu, monkeypatch, recwarn):
     """From their second time on recordings are graphs; what cannot be captured is played as before."""
-    net = small("paper", 67, 8)
+    net = mini()
     plain, graphs = after_steps(open_device("cuda")[0], net, 6, 5), []
     monkeypatch.setenv("MINIALEX_GRAPH", "1")
     loaded, whole = ctypes.CDLL, stand_in.Graph.launch
