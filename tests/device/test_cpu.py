@@ -119,6 +119,7 @@ def test_a_cache_that_cannot_be_used_is_one_sentence(monkeypatch, tmp_path):
         compiler.cache_folder()
 
 
+@pytest.mark.slow
 def test_two_processes_may_compile_at_once(tmp_path):
     program = "from minialex import functional as F; import numpy as np; print(F.relu(np.float32([-1, 2])).tolist())"
     environment = {**os.environ, "MINIALEX_CACHE": str(tmp_path)}

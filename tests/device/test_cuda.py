@@ -133,6 +133,7 @@ def pictures(tmp_path_factory):
     return root
 
 
+@pytest.mark.parametrize("gpu", [2], indirect=True)
 def test_every_command_runs_and_trains_as_on_the_cpu(gpu, pictures, tmp_path, capsys, plain_report):
     runs = {}
     for name in ("cuda", "cpu"):
@@ -419,6 +420,7 @@ def test_products_of_tf32_keep_ten_bits(gpu):
         open_device("cuda")[0].take_precision("tf32")
 
 
+@pytest.mark.parametrize("gpu", [2], indirect=True)
 def test_a_run_of_tf32(gpu, pictures, tmp_path, capsys, plain_report):
     out, options = tmp_path / "run", ["--data", str(pictures), "--size", "64", "--batch", "5", "--epochs", "1", "--precision", "tf32"]
     assert train.main([*options, "--out", str(out), "--device", "cuda"]) == 0 and gpu.tensor_products
