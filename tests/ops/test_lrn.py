@@ -82,3 +82,9 @@ def test_shapes_are_checked():
         local_response_norm_backward(np.zeros((2, 4), np.float32), np.zeros((2, 5), np.float32))
     with pytest.raises(TypeError, match="x: expected an array, got float"):
         local_response_norm(0.5)
+
+
+def test_what_overflows_is_no_nan(device):
+    """The sum of squares is infinite in float32, and its power 0."""
+    x = np.full((2, 24), 1e25, np.float32)
+    assert not np.isnan(to_host(local_response_norm(x, device=device))).any()
