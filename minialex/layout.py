@@ -69,8 +69,9 @@ class Layout:
             self.arrays |= {f"gradient shares {i}": ((self.shares - 1, of.stop - of.start), floats) for i, of in enumerate(self.shared)}
         if training:
             keepable = {f"kept {name}.{key}": ((rows, *shape), dtype) for name, layer in net.layers.items() for key, (shape, dtype) in layer.keepable(net.inputs[name]).items()}
-            room = device.spare() if workspace_mb is None else workspace_mb * 2**20 - 4 * self.shares * self.columns
-            if device.spare() and sizes(keepable) <= room - (sizes(self.arrays) if workspace_mb is None else 0):
+            spare = device.spare()
+            room = spare - sizes(self.arrays) if workspace_mb is None else workspace_mb * 2**20 - 4 * self.shares * self.columns
+            if spare and sizes(keepable) <= room:
                 self.arrays |= keepable
         for name, layer in net.layers.items():
             for backward in (False, *([True] if training and name != net.bottom else [])):

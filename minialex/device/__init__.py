@@ -4,6 +4,7 @@ import re
 import sys
 from collections.abc import Callable
 
+from ..errors import UserError
 from .base import Array, Device
 from .kernel import Kernel, kernel
 
@@ -17,7 +18,6 @@ def in_short(device: Device, reason: str) -> str:
 
 def check_name(name: str) -> str:
     """The name of a device as it is; refuses any other."""
-    from ..errors import UserError
     if name not in DEVICES and not re.fullmatch(r"cuda:\d{1,4}", name):
         raise UserError(f"unknown device {name!r}: choose {', '.join(DEVICES)}, or one of several GPUs, cuda:0, cuda:1, ...")
     return name
@@ -28,7 +28,6 @@ def open_device(name: str = "auto", threads: int | None = None, announce: Callab
 
     `announce` is called with a line of text before something slow (a first compilation).
     """
-    from ..errors import UserError
     if check_name(name) == "numpy":
         import numpy as np
 
