@@ -140,8 +140,8 @@ NEEDED = {
     "col2im": lambda a: unfolded(a) * (4 * a.channels * a.height * a.width + columns(a)),
     "lrn": lambda a: 8 * a.rows * a.channels,
     "lrn_backward": lambda a: 12 * a.rows * a.channels,
-    "max_pool": lambda a: 5 * a.rows * a.channels + 4 * a.channels * windows(a, a.window_height, a.window_width)[0] * (
-        a.rows // (a.out_height * a.out_width)),
+    "max_pool": lambda a: 5 * a.rows * a.channels + 4 * a.channels * (a.add + windows(a, a.window_height, a.window_width)[0] * (
+        a.rows // (a.out_height * a.out_width))),
     "max_pool_backward": lambda a: a.channels * (4 * a.rows + 5 * a.out_height * a.out_width * (a.rows // (a.height * a.width))),
     "relu_in_place": lambda a: 8 * a.count,
     "relu_backward_in_place": lambda a: 12 * a.count,
@@ -152,10 +152,8 @@ NEEDED = {
     "sgd": lambda a: 20 * a.count + 8,
     "adam": lambda a: 28 * a.count + 8,
     "average": lambda a: 12 * a.count + 8,
-    "cross_entropy_rows": lambda a: a.rows * (12 * a.classes + 8) + 4,      # its labels are all the same: one weight
+    "cross_entropy_rows": lambda a: a.rows * (12 * a.classes + 12 + 48 * a.count) + 4,      # its labels are all the same: one weight
     "softmax_rows": lambda a: a.rows * 12 * a.classes,
-    "label_rank": lambda a: a.rows * (4 * a.classes + 8),
-    "tally": lambda a: a.n * (2 * 4 + 3 * 16),
     "winograd_input": lambda a: 4 * points(a) * tiles(a)[0] + 4 * tiles(a)[1] * a.channels * covered(a.height, a.down, a.m + a.r - 1, a.m, a.pad_top)[0]
     * covered(a.width, a.across, a.m + a.r - 1, a.m, a.pad_left)[0],
     "winograd_spread": lambda a: 4 * points(a) * tiles(a)[0] + 4 * tiles(a)[1] * a.channels * a.height * a.width,
@@ -171,11 +169,10 @@ ARITHMETIC = {
     "bias_backward": lambda a: (1 + a.relu) * a.pixels * a.channels, "sum_partials": lambda a: a.rows * a.count,
     "augment": lambda a: 18 * a.rows * a.size, "dropout_in_place": lambda a: 2 * a.count, "col2im": lambda a: unfolded(a) * columns(a) // 4,
     "lrn": lambda a: a.rows * a.channels * (2 * a.size + 5), "lrn_backward": lambda a: a.rows * a.channels * (3 * a.size + 12),
-    "max_pool": lambda a: a.rows * a.channels * a.window_height * a.window_width,
+    "max_pool": lambda a: a.rows * a.channels * (a.window_height * a.window_width + a.add + a.relu),
     "max_pool_backward": lambda a: 2 * a.rows // (a.height * a.width) * a.channels * windows(a, a.window_height, a.window_width)[1],
     "relu_in_place": lambda a: a.count, "relu_backward_in_place": lambda a: a.count, "sgd": lambda a: 6 * a.count, "squares": lambda a: 2 * a.count, "clip_factor": lambda a: a.count, "scale_gradient": lambda a: a.count, "adam": lambda a: 12 * a.count, "average": lambda a: 3 * a.count,
-    "cross_entropy_rows": lambda a: 8 * a.rows * a.classes, "softmax_rows": lambda a: 5 * a.rows * a.classes,
-    "label_rank": lambda a: 3 * a.rows * a.classes, "tally": lambda a: 5 * a.n,
+    "cross_entropy_rows": lambda a: 11 * a.rows * a.classes, "softmax_rows": lambda a: 5 * a.rows * a.classes,
     "winograd_input": lambda a: tiles(a)[0] * sum(tile_operations(a.m, a.r)["winograd_input"]),
     "winograd_spread": lambda a: tiles(a)[0] * sum(tile_operations(a.m, a.r)["winograd_spread"]),
     "winograd_output": lambda a: tiles(a)[0] * sum(tile_operations(a.m, a.r)["winograd_output"]) + tiles(a)[1] * a.height * a.width * a.channels * (a.add + a.relu),
@@ -190,8 +187,8 @@ FEW = {
     "add_parts": "a warp for 32 weights, of layers with few", "sgd": "a warp for 256 weights or biases, of layers with few", "adam": "a warp for 256 weights or biases, of layers with few", "average": "a warp for 256 weights or biases, of layers with few",
     "bias_relu": "a warp for 256 features of an image, of dense layers with few",
     "bias_backward": "a warp for 32 channels of a slice, and no fewer than 16 rows of images or pixels in a slice: dense layers and small maps have few rows",
-    "transpose_tiles": "a warp for 32 x 32 weights or gradients, of matrices with few", "sum_partials": "a warp for a channel", "cross_entropy_rows": "a warp for an image", "label_rank": "a warp for an image",
-    "tally": "a warp for 32 images", "dropout_in_place": "a warp for 256 activations, of dense layers with few",
+    "transpose_tiles": "a warp for 32 x 32 weights or gradients, of matrices with few", "sum_partials": "a warp for a channel", "cross_entropy_rows": "a warp for an image",
+    "dropout_in_place": "a warp for 256 activations, of dense layers with few",
     "im2col": "a warp for a pixel of a piece's last, few images", "col2im": "a warp for a pixel of a piece's last, few images",
     **dict.fromkeys(("winograd_input", "winograd_spread", "winograd_output"), "a warp for a group's channels of a tile, of which small maps have few: 9 an image"),
     **dict.fromkeys(("winograd_filter", "winograd_filter_gradient"), "a warp for 32 filters of a channel, of layers with few"),
@@ -202,7 +199,7 @@ KINDS = {"products": ("gemm",), "im2col, col2im": ("im2col", "col2im"),
          "Winograd's tiles": ("winograd_input", "winograd_spread", "winograd_output", "winograd_filter", "winograd_filter_gradient", "winograd_blocks",
                               "winograd_pixels"), "pooling": ("max_pool", "max_pool_backward"), "LRN": ("lrn", "lrn_backward"),
          "bias and ReLU": ("bias_relu", "bias_backward", "sum_partials"), "update, sums of parts": ("sgd", "adam", "average", "add_parts", "transpose_tiles"),
-         "dropout, loss, input": ("dropout_in_place", "cross_entropy_rows", "label_rank", "tally", "augment", "copy")}
+         "dropout, loss, input": ("dropout_in_place", "cross_entropy_rows", "augment", "copy")}
 IN_FLOAT32 = ("sgd", "adam", "average", "add_parts", "sum_partials", "copy")      # also where activations are in half precision
 
 

@@ -42,7 +42,8 @@ def torch_layers(torch, net, parameters):
         elif isinstance(layer, MaxPool):
             module = nn.MaxPool2d(layer.window.size, layer.window.stride, ceil_mode=layer.window.ceil)
         elif isinstance(layer, LRN):
-            module = nn.LocalResponseNorm(layer.size, layer.alpha * (layer.size if layer.alpha_mode == "sum" else 1), layer.beta, layer.k)
+            constants = layer.size, layer.alpha * (layer.size if layer.alpha_mode == "sum" else 1), layer.beta, layer.k
+            module = nn.LocalResponseNorm(*constants) if layer.groups == 1 else grouped_norm(torch, layer.groups, *constants)
         elif isinstance(layer, Dropout):
             module = nn.Dropout(layer.p)
         if isinstance(layer, (Conv, Dense)):
@@ -50,6 +51,15 @@ def torch_layers(torch, net, parameters):
             module.bias = tensor(parameters[f"{name}.bias"])
         layers[name] = nn.Sequential(*modules, module, *[nn.ReLU(inplace=True)] * bool(getattr(layer, "relu", False)))
     return layers
+
+
+def grouped_norm(torch, groups, size, alpha, beta, k):
+    """nn.LocalResponseNorm of each group of channels by itself, by what torch's own does: a mean of squares over a depth that channels are made."""
+    class GroupedNorm(torch.nn.Module):
+        def forward(self, x):
+            squares = torch.nn.functional.pad((x * x).unflatten(1, (groups, -1)), (0, 0, 0, 0, size // 2, size // 2))
+            return x / (torch.nn.functional.avg_pool3d(squares, (size, 1, 1), 1).flatten(1, 2) * alpha + k) ** beta
+    return GroupedNorm()
 
 
 def torch_net(torch, net, parameters):

@@ -1,13 +1,14 @@
 // Max-pool: y[n, oh, ow, c] = max of x over the window's pixels inside the image. The first NaN wins over everything,
 // else the first maximum; `winner` keeps its place in the window (kh * window_width + kw), so that backward can gather:
 //   dx[n, h, w, c] = sum of dy over the windows whose winner is this pixel.
+// After a convolution it adds that one's bias and applies its ReLU: max(x) + b = max(x + b), and there are fewer maxima than pixels.
 #include "grid.cuh"
 
 // rows = N * OH * OW
-KERNEL max_pool(unsigned rows, const float* x, float* y, unsigned char* winner, int height, int width, int channels,
+KERNEL max_pool(unsigned rows, const float* x, float* y, unsigned char* winner, const float* bias, int height, int width, int channels,
                 int out_height, int out_width, int window_height, int window_width, int stride_h, int stride_w,
-                int pad_top, int pad_left) {
-    const bool wide = fours(channels, x, y, winner);
+                int pad_top, int pad_left, int add, int relu) {
+    const bool wide = fours(channels, x, y, winner, bias);
     ROWS(r, rows) {
         const unsigned line = divide((unsigned)r, (unsigned)out_width), n = divide(line, (unsigned)out_height);
         const int top = (int)(line - n * out_height) * stride_h - pad_top, left = (int)((unsigned)r - line * out_width) * stride_w - pad_left;
@@ -28,6 +29,8 @@ KERNEL max_pool(unsigned rows, const float* x, float* y, unsigned char* winner, 
                     best = select(loses, best, v);
                     place = select(loses, place, splat(c, number + w));
                 }
+            if (add) best += load(bias, c);
+            if (relu) best = select(best <= splat(c, 0.0f), splat(c, 0.0f), best);
             store(y + r * channels, c, best);
             store(winner + r * channels, c, place);
         });

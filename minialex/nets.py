@@ -24,8 +24,8 @@ from .ops.window import OutOfPixels
 def paper(classes: int) -> dict[str, Layer]:
     """Krizhevsky, Sutskever and Hinton 2012 as published: two towers (groups of 2), LRN, overlapping pooling."""
     return {
-        "conv1": Conv(96, 11, stride=4, std=0.01), "norm1": LRN(5, 1e-4, 0.75, 2.0), "pool1": MaxPool(3, 2),
-        "conv2": Conv(256, 5, pad=2, groups=2, std=0.01, bias=1.0), "norm2": LRN(5, 1e-4, 0.75, 2.0), "pool2": MaxPool(3, 2),
+        "conv1": Conv(96, 11, stride=4, std=0.01), "norm1": LRN(5, 1e-4, 0.75, 2.0, groups=2), "pool1": MaxPool(3, 2),
+        "conv2": Conv(256, 5, pad=2, groups=2, std=0.01, bias=1.0), "norm2": LRN(5, 1e-4, 0.75, 2.0, groups=2), "pool2": MaxPool(3, 2),
         "conv3": Conv(384, 3, pad=1, std=0.01),
         "conv4": Conv(384, 3, pad=1, groups=2, std=0.01, bias=1.0),
         "conv5": Conv(256, 3, pad=1, groups=2, std=0.01, bias=1.0), "pool5": MaxPool(3, 2),
@@ -158,6 +158,17 @@ class Net:
         """{"conv1.weight": shape, ...} in order."""
         return {f"{name}.{part}": shape for name, layer in self.layers.items()
                 for part, shape in layer.parameters(self.inputs[name]).items()}
+
+    @property
+    def pooled(self) -> dict[str, str]:
+        """{convolution: the max-pool right behind it, which adds its bias and applies its ReLU}."""
+        pairs = zip(self.layers, list(self.layers)[1:])
+        return {name: above for name, above in pairs if isinstance(self.layers[name], Conv) and isinstance(self.layers[above], MaxPool)}
+
+    def held(self, name: str) -> dict[str, str]:
+        """{part: "layer.part"} of the parameters that a layer works with: a max-pool right behind a convolution has that one's bias too."""
+        own = {part: f"{name}.{part}" for part in self.layers[name].parameters(self.inputs[name])}
+        return own | {"bias": f"{conv}.bias" for conv, above in self.pooled.items() if above == name}
 
     @property
     def bottom(self) -> str:

@@ -15,7 +15,7 @@ from .nets import Net
 from .ops.add import BLOCK, add_parts
 from .ops.augment import FILLS, augment, check_views
 from .ops.layer import Site, as_array
-from .ops.softmax import check_labels, cross_entropy_rows, label_rank, softmax_rows, tally
+from .ops.softmax import check_labels, cross_entropy_rows, softmax_rows
 from .optim import SGD, Adam, add_to_average, clip
 from .tune import settled
 
@@ -140,11 +140,19 @@ class Network:
         return {name: self.device.to_numpy(array) for name, array in self.parameters.items()}
 
     def activations(self) -> dict[str, np.ndarray]:
-        """{layer: its outputs in the last pass, (n, ...)} on the host. Layers in place, ReLU and Dropout, have changed those of the layer before."""
+        """{layer: its outputs in the last pass, (n, ...)} on the host. Layers in place, ReLU and Dropout, have changed those of the layer before.
+        A convolution right before a max-pool has left bias and ReLU to that one: they are added here, the biases as they are after a training step."""
         if not self.training:
             raise UserError("a network for evaluation only keeps its activations for a few images at a time: make it with training=True to see them")
-        return {name: self.device.to_numpy(self.arrays[f"activation {name}"][:self.passed])
-                for name, layer in self.net.layers.items() if not layer.in_place}
+        return {name: self.activation(name, self.passed) for name, layer in self.net.layers.items() if not layer.in_place}
+
+    def activation(self, name: str, n: int) -> np.ndarray:
+        """A layer's outputs for the first n images of the last pass, on the host."""
+        y, layer = self.device.to_numpy(self.arrays[f"activation {name}"][:n]), self.net.layers[name]
+        if name in self.net.pooled:
+            y += self.device.to_numpy(self.parameters[f"{name}.bias"])
+            y[(y <= 0) & layer.relu] = 0
+        return y
 
     def run(self, mode: str, images: np.ndarray, labels: np.ndarray, views: np.ndarray, step: int, lr: float,
             timed: bool = False) -> dict[str, float] | None:
@@ -217,7 +225,7 @@ class Network:
                     layer, site = self.net.layers[name], self.site(name, mode, share, first, last)
                     device.place = f"{name} backward"
                     site.dy, site.accumulate = slope, i > 0
-                    site.gradients = {p: self.of_shares[share][f"{name}.{p}"] for p in site.parameters}
+                    site.gradients = {part: self.of_shares[share][of] for part, of in self.net.held(name).items()}
                     if name == bottom:
                         site.dx = None
                     elif layer.in_place:
@@ -268,7 +276,7 @@ class Network:
             if not layer.parameters(self.net.inputs[name]):
                 continue
             n, weight = len(images) if layer.dense else min(len(images), most), f"{name}.weight"
-            y = self.device.to_numpy(self.arrays[f"activation {name}"][:n])
+            y = self.activation(name, n)
             zero, state = y == 0, {slot: self.state[f"{slot} {weight}"] for slot in self.optimizer.slots}
             found[name] = {"mean": float(np.abs(y).mean()), "std": float(y.std()), "zero": float(zero.mean()),
                            "dead": float(zero.reshape(-1, y.shape[-1]).all(axis=0).mean()),
@@ -300,10 +308,11 @@ class Network:
             if other == name:
                 break
         x, y = self.rows(activation[name], share, first, last), self.rows(at, share, first, last)
-        parts = layer.parameters(self.net.inputs[name])
+        parts, below = self.net.held(name), self.net.layers[layers[layers.index(name) - 1]]
         own = self.averages if self.averages and mode == "evaluate" else self.parameters
-        return Site(x=x, y=y, parameters={p: own[f"{name}.{p}"] for p in parts},
-                    gradients={p: self.gradients[f"{name}.{p}"] for p in parts} if self.training else {},
+        return Site(x=x, y=y, parameters={part: own[of] for part, of in parts.items()},
+                    gradients={part: self.gradients[of] for part, of in parts.items()} if self.training else {},
+                    pooled=name in self.net.pooled, relu=name in self.net.pooled.values() and below.relu,
                     prepared={k: self.arrays[array] for backward in (False, True) for k in layer.prepared(self.net.inputs[name], backward)
                               if (array := f"prepared {name}.{k}") in self.arrays},
                     kept={k: self.rows(array, share, first, last) for k in layer.kept(self.net.inputs[name]) | layer.keepable(self.net.inputs[name])
@@ -317,11 +326,9 @@ class Network:
         logits, labels = a[f"activation {list(self.net.layers)[-1]}"][:n].reshape(n, classes), a["input labels"][:n]
         probabilities = a["output probabilities"][:n]
         dlogits = shaped(a["workspace dense gradients"][0], (n, classes)) if mode != "evaluate" else probabilities
-        device.launch(cross_entropy_rows, n, logits, labels, a["input class weights"][int(mode != "evaluate")], a["output loss"][:n], dlogits, classes, 1.0 / n,
+        device.launch(cross_entropy_rows, n, logits, labels, a["input class weights"][int(mode != "evaluate")], a["output loss"][:n], a["output rank"][:n],
+                      a["output totals"], dlogits, classes, a["output totals"].shape[1], int(mode != "gradient"), 1.0 / n,
                       self.smoothing if mode != "evaluate" else 0.0)
-        device.launch(label_rank, n, logits, labels, a["output rank"][:n], classes)
-        if mode != "gradient":
-            device.launch(tally, -(-n // 32), a["output loss"], a["output rank"], a["output totals"], n, a["output totals"].shape[1])
         if mode == "evaluate":
             device.launch(softmax_rows, n, logits, probabilities, classes)
         return dlogits

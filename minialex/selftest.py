@@ -45,7 +45,8 @@ from .ops.conv import Conv
 from .ops.dense import Dense, cuts
 from .ops.im2col import Im2col, col2im
 from .ops.layer import Site, device_of
-from .ops.softmax import label_rank, tally
+from .ops.pool import MaxPool, max_pool
+from .ops.softmax import cross_entropy_rows
 from .optim import SGD
 
 MARKS = "---------- for a bug report, from here ----------", "---------- to here ----------"
@@ -112,7 +113,8 @@ def other_kernels():
     columns = functional.im2col(x, **one, device="numpy").astype(np.float32)
     images, mean = random.integers(0, 256, (3, 13, 13, 3), np.uint8), random.uniform(0, 255, (13, 13, 3)).astype(np.float32)
     views = [Input(13, 9).with_text(text).draw(0, 0, range(3)) for text in ("", "rotation=40,shift=0.3,zoom=0.2,flip=hv,saturation=0.5")]
-    label, rank = random.integers(0, 333, 5).astype(np.int32), random.integers(0, 8, 37).astype(np.float32)
+    label = random.integers(0, 333, 5).astype(np.int32)
+    pool, pooled = MaxPool(3, 2, 1), np.zeros((2, 4, 3, 6))
     return {
         "im2col": lambda d: (functional.im2col(x, **one, device=d), functional.im2col(colours, **other, device=d)),
         "col2im": lambda d: (functional.col2im(columns, x.shape, **one, device=d),),
@@ -124,8 +126,9 @@ def other_kernels():
         "sgd": lambda d: [a for form in ("2012", "torch")
                           for a in functional.sgd_update(w, v, g, lr=0.1, weight_decay=0.01, form=form, device=d)],
         "softmax": lambda d: (functional.softmax(logits, device=d),),
-        "label_rank": lambda d: launched(d, label_rank, 5, logits, label, np.zeros(5, np.float32), 333),
-        "tally": lambda d: launched(d, tally, 2, w[:37], rank, np.ones((3, 40)), 37, 40),
+        "loss, ranks and totals": lambda d: launched(d, cross_entropy_rows, 5, logits, label, np.abs(w[:333]), *np.zeros((2, 5)), np.ones((3, 8)), logits, 333, 8, 1,
+                                                     0.2, 0.1),
+        "max-pool with bias and ReLU": lambda d: launched(d, max_pool, 24, x, pooled, pooled.astype(np.uint8), w[:6] - 0.5, *x.shape[1:], *pool.window.arguments(7, 5), 1, 1),
         "add_parts": lambda d: launched(d, add_parts, -(-683 // BLOCK), w.reshape(3, 683), v[:683], 683, 3, 1),
     }
 

@@ -121,10 +121,11 @@ def test_local_response_norm(device, seed):
     random = np.random.default_rng(seed)
     x, size = numbers(random, 2, 3, 2, int(random.integers(1, 40))), 2 * int(random.integers(0, 5)) + 1
     alpha, beta, k = float(random.uniform(0.1, 2)), float(random.choice([0.5, 0.75, 1.0, random.uniform(0.2, 2)])), float(random.uniform(0.5, 2))
+    groups = int(random.choice([g for g in (1, 2, 3) if x.shape[3] % g == 0]))
     tx, dy = tensor(x), numbers(random, *x.shape)
-    ty = T.local_response_norm(tx, size, alpha, beta, k)
+    ty = torch.cat([T.local_response_norm(part, size, alpha, beta, k) for part in tx.chunk(groups, 1)], 1)
     ty.backward(tensor(dy, grad=False))
-    options = dict(alpha=alpha, beta=beta, k=k)
+    options = dict(alpha=alpha, beta=beta, k=k, groups=groups)
     for place in ("numpy", device):
         for mode, times in (("mean", 1), ("sum", 1 / size)):
             now = {**options, "alpha": alpha * times, "alpha_mode": mode, "device": place}

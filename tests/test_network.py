@@ -34,7 +34,7 @@ def mini(size=23):
     """Everything that the four nets have, small, with LRN strong enough for its second term to matter."""
     return Net({
         "conv1": Conv(12, 5, stride=2, pad=((1, 2), (0, 1))), "norm1": LRN(5, 0.5, 0.75, 1.5), "pool1": MaxPool(3, 2),
-        "conv2": Conv(16, 3, pad=1, groups=2), "pool2": MaxPool(3, 2, ceil=True), "norm2": LRN(3, 0.3, 0.5, 1.0, "mean"),
+        "conv2": Conv(16, 3, pad=1, groups=2), "pool2": MaxPool(3, 2, ceil=True), "norm2": LRN(3, 0.3, 0.5, 1.0, "mean", groups=2),
         "drop3": Dropout(0.3), "fc3": Dense(37), "drop4": Dropout(0.4), "fc4": Dense(7, relu=False)}, size, "mini")
 
 
@@ -108,7 +108,7 @@ def torch_logits(torch, net, parameters, images, views):
             x = T.max_pool2d(x, layer.window.size, layer.window.stride, ceil_mode=layer.window.ceil)
         elif isinstance(layer, LRN):
             times = layer.size if layer.alpha_mode == "sum" else 1
-            x = T.local_response_norm(x, layer.size, layer.alpha * times, layer.beta, layer.k)
+            x = torch.cat([T.local_response_norm(part, layer.size, layer.alpha * times, layer.beta, layer.k) for part in x.chunk(layer.groups, 1)], 1)
         if getattr(layer, "relu", False):
             x = T.relu(x)
     return x
@@ -420,6 +420,40 @@ def test_only_dropout_before_a_dense_layer_takes_the_whole_batch(cpu):
     tails = {name: Layout(Net(layers, 14, "other"), cpu, 8).tail for name, layers in OTHERS.items()}
     assert tails["convolutions and dropout"] == tails["dropout first"] == tails["pool last"] == [] and tails["dropout between convolutions"] == ["fc"]
     assert Layout(build("half", 10, 64), cpu, 8).tail == ["drop6", "fc6", "drop7", "fc7", "fc8"] and Layout(build("paper", 10, 67), cpu, 8).tail[0] == "fc6"
+
+
+BEFORE_A_POOL = {
+    "im2col": {"conv": Conv(12, 3, stride=2, groups=3), "pool": MaxPool(3, 2), "fc": Dense(7, relu=False)},
+    "winograd": {"conv": Conv(12, 5, pad=2, algorithm="winograd"), "pool": MaxPool(3, 2, pad=1, ceil=True), "fc": Dense(7, relu=False)},
+    "no ReLU": {"conv": Conv(33, 3, relu=False), "pool": MaxPool(2), "body": Conv(8, 3), "last": MaxPool(2, 1, pad=1), "fc": Dense(7, relu=False)},
+}
+
+
+@pytest.mark.parametrize("name", BEFORE_A_POOL)
+def test_a_pool_that_has_a_convolutions_bias_and_relu_changes_rounding_only(device, name):
+    """Beside the same net with a layer between the two, whose convolution has them itself."""
+    layers, apart = BEFORE_A_POOL[name], {}
+    for key, layer in layers.items():
+        pooled = isinstance(layer, MaxPool)
+        apart |= {f"{key}_norm": LRN(1, 0.0, 1.0, 1.0), key: layer} if pooled else {key: layer}      # LRN that divides by 1
+    found = []
+    for part in (layers, apart):
+        own = network(Net(part, 14, "own"), device, 9, init="he", conv="im2col" if name != "winograd" else "winograd")
+        for key, value in own.parameters.items():      # those of a layer depend on its number
+            value_of = np.random.default_rng(len(key) + ord(key[0])).standard_normal(value.shape) / 12
+            own.device.upload(value, value_of)
+        own.train_step(*drawn(own.net, 9), 1, 0.01)
+        found.append((host(own, own.gradients), host(own, own.parameters), own.results(9)[0]))
+        assert set(own.net.pooled) == ({key for key, layer in layers.items() if isinstance(layer, Conv)} if part is layers else set())
+        own.evaluate(*drawn(own.net, 9))
+        found[-1] += own.results(9)[0], own.probabilities(9), own.activations()
+    together, alone = found
+    for key, value in together[-1].items():
+        np.testing.assert_allclose(value, alone[-1][key], rtol=1e-4, atol=1e-5)
+    close(together[0], alone[0], 1e-5)
+    close(together[1], alone[1], 1e-5)
+    for a, b in zip(together[2:-1], alone[2:-1]):
+        np.testing.assert_allclose(a, b, rtol=1e-5)
 
 
 # ---------------------------------------------------------------- what a network shows

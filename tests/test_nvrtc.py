@@ -90,7 +90,7 @@ def test_shared_memory_that_is_read_by_fours_is_aligned(library):
 # Of the loops that have no loop in them and read or write four floats at once: the most instructions for each four floats that they write, or for each
 # tap of four channels. im2col copies lines, runs of groups and staged windows, and clears what hangs over.
 LOOPS = {"im2col": {("LDG", "STG"): (8, 20), ("LDS", "STG"): (14, 14), ("STG",): (6, 6)}, "col2im": {("LDG",): (9, 9)},
-         "max_pool": {("LDG",): (29, 29)}, "max_pool_backward": {("LDG",): (27, 27)}}
+         "max_pool": {("LDG",): (31, 31)}, "max_pool_backward": {("LDG",): (27, 27)}}
 
 
 @pytest.mark.parametrize("architecture", [80, 90])
@@ -178,7 +178,7 @@ def test_an_access_of_ptx_that_is_not_aligned_is_an_error():
 
 # Kernel: of an image of 55 x 55 pixels of 96 channels and one of 27 x 27 of 256, the instructions that a warp executes in the mean; before four floats
 # went to a thread they were 991 and 2486, 396 and 884, 372 and 737, 763 and 1431.
-EXECUTED = {"max_pool": (400, 700), "max_pool_backward": (200, 320), "lrn": (210, 305), "lrn_backward": (345, 490)}
+EXECUTED = {"max_pool": (445, 790), "max_pool_backward": (200, 320), "lrn": (210, 305), "lrn_backward": (345, 490)}
 
 
 def test_a_row_takes_few_instructions(library):
@@ -187,7 +187,7 @@ def test_a_row_takes_few_instructions(library):
         shape, window = (size, size, channels), (size, size, channels, *layer.window.arguments(size, size))
         x, y, winner = device.zeros((1, *shape)), device.zeros((1, *layer.output(shape))), device.zeros((1, *layer.output(shape)), np.uint8)
         norm = channels, 5, 1e-4, 0.75, 2.0
-        for kernel, arguments in ((max_pool, (x, y, winner, *window)), (max_pool_backward, (y, winner, x, *window)), (lrn, (x, x.copy(), *norm)),
+        for kernel, arguments in ((max_pool, (x, y, winner, x[0, 0, 0], *window, 1, 1)), (max_pool_backward, (y, winner, x, *window)), (lrn, (x, x.copy(), *norm)),
                                   (lrn_backward, (x, x, x.copy(), *norm))):
             rows = y.size // channels if kernel is max_pool else size * size
             values = kernel.bind((rows, *arguments), np.ndarray, "cuda")

@@ -29,7 +29,7 @@ def whole(lines, pasted, table, device):
     """What a run without a failure prints."""
     done = [line.split(": ")[0][8:] for line in lines if line.startswith("ok ")]
     assert lines[-2] == f"selftest passed: {len(done)} checks on {device}" and not [line for line in lines if "FAILED" in line]
-    assert {"conv2d", "softmax_cross_entropy", "add_parts", "tally", "a step of the small paper", "training of half"} < set(done)
+    assert {"conv2d", "softmax_cross_entropy", "add_parts", "loss, ranks and totals", "max-pool with bias and ReLU", "a step of the small paper", "training of half"} < set(done)
     assert pasted[0].startswith(f"device {device}: ") and "Python" in "".join(pasted[:4])
     for kernel, name in selftest.MEMORY_BOUND:
         cells = table[f"{kernel}, {name}"]
@@ -102,7 +102,7 @@ sgd_reference, cross_entropy = sgd.reference, softmax.cross_entropy_rows.referen
 @pytest.mark.parametrize("kernel, wrong, failing, told", [
     (relu.relu_in_place, one_more, ["relu"], r"forward: worst at y\[\d, \d+\]: kernel \S+, reference \S+ \(relative error"),
     (sgd, other_sign, ["sgd", "a step of the small paper"], r"forward: worst at sgd result 0 \[\d+\]: kernel \S+, reference"),
-    (softmax.cross_entropy_rows, lost, ["softmax_cross_entropy", "a step of the small paper"],
+    (softmax.cross_entropy_rows, lost, ["softmax_cross_entropy", "loss, ranks and totals", "a step of the small paper"],
      r"worst at \S+\[\d\]: \S+ \S+, \S+ nan"),
 ], ids=lambda v: getattr(v, "__name__", getattr(v, "name", "")))
 def test_a_wrong_kernel_is_named_and_the_others_go_on(capsys, monkeypatch, cpu, kernel, wrong, failing, told):

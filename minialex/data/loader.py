@@ -43,11 +43,12 @@ class Loader:
     Pictures of a folder are kept once decoded if all fit into `cache_mb`; packed ones are copied from their memory map,
     which is cache enough. A file that cannot be read is left out of its batch, which may thus be empty, told once through
     `warn` (a Python warning unless given), and kept with its reason in `unreadable`. `cache_bytes` is what the decoded pictures come to take; drop_last leaves
-    out what does not fill a batch. `wait_seconds` is the time that was spent waiting for data.
+    out what does not fill a batch; room(shape) gives the uint8 array that a batch is decoded into, such as `device.pictures`. `wait_seconds` is the time that was spent waiting for data.
     """
 
     def __init__(self, folder: Any, size: int, batch: int, *, fit: str = "crop", seed: int = 0, shuffle: bool = True, drop_last: bool = False,
-                 workers: int = 2, cache_mb: float = 1024, warn: Callable[[str], Any] | None = None) -> None:
+                 workers: int = 2, cache_mb: float = 1024, warn: Callable[[str], Any] | None = None,
+                 room: Callable[[tuple[int, ...]], np.ndarray] | None = None) -> None:
         for name, value in ("size", size), ("batch", batch), ("workers", workers):
             if value < 1:
                 raise UserError(f"{name} must be at least 1, not {value}")
@@ -56,6 +57,7 @@ class Loader:
         self.folder, self.size, self.batch, self.fit = folder, size, batch, fit
         self.seed, self.shuffle, self.drop_last, self.workers = seed, shuffle, drop_last, workers
         self.warn = warn or warnings.warn
+        self.room = room or (lambda shape: np.empty(shape, np.uint8))
         self.unreadable: dict[Any, str] = {}  # path -> reason
         self.wait_seconds = 0.0
         self._packed = isinstance(folder, Packed)
@@ -92,7 +94,7 @@ class Loader:
         return self._batches([order[b * self.batch:(b + 1) * self.batch] for b in range(start, len(self))])
 
     def _batches(self, indices):
-        ahead = _Ahead(indices, self.size, self._fetch, self.workers, PACKED_RUN if self._packed else 1)
+        ahead = _Ahead(indices, self._filling, self._fetch, self.workers, PACKED_RUN if self._packed else 1)
         # An iterator may be alive and unfinished when the program ends; a thread cut off inside Pillow may crash it.
         atexit.register(ahead.stop)
         try:
@@ -104,6 +106,9 @@ class Loader:
         finally:
             ahead.stop()
             atexit.unregister(ahead.stop)
+
+    def _filling(self, index):
+        return _Filling(index, self.room((len(index), self.size, self.size, 3)))
 
     def _fetch(self, index, out):
         """Puts the pictures in these places into their rows of a batch. Returns {row: error}; called by the workers."""
@@ -149,8 +154,8 @@ class Loader:
 class _Filling:
     """A batch that workers are filling, each row or run of rows by one of them."""
 
-    def __init__(self, index, size):
-        self.index, self.images = index, np.empty((len(index), size, size, 3), np.uint8)
+    def __init__(self, index, images):
+        self.index, self.images = index, images
         self.errors = {}  # row -> UnreadableImage
         self.begun = 0
         self.left = len(index)
@@ -159,9 +164,9 @@ class _Filling:
 class _Ahead:
     """Threads that fill batches in order, and rest when enough of them wait to be taken."""
 
-    def __init__(self, indices, size, fetch, workers, run):
+    def __init__(self, indices, filling, fetch, workers, run):
         self.to_come, self.filling = deque(indices), deque()
-        self.size, self.fetch, self.run = size, fetch, run
+        self.new, self.fetch, self.run = filling, fetch, run
         self.most = max(LEAST_AHEAD, 1 + 2 * workers // max(1, len(indices[0]) if indices else 1))
         self.changed = threading.Condition()
         self.stopped, self.error = False, None
@@ -212,7 +217,7 @@ class _Ahead:
                 if not self.to_come:
                     return None
                 if len(self.filling) < self.most:
-                    self.filling.append(_Filling(self.to_come.popleft(), self.size))
+                    self.filling.append(self.new(self.to_come.popleft()))
                 else:
                     self.changed.wait()
             return None

@@ -10,6 +10,7 @@ import importlib.util
 import os
 import threading
 import warnings
+import weakref
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -90,6 +91,7 @@ class CUDA(Device):
         self.modules: dict[str, Any] = {}
         self.one, self.zero = np.ones(1, np.float32), np.zeros(1, np.float32)
         self.feeding = threading.Lock()
+        self.lent: weakref.WeakValueDictionary[int, np.ndarray] = weakref.WeakValueDictionary()      # address -> what `pictures` gave
         self.copies, self.slots = cupy.cuda.Stream(non_blocking=True), [Slot(cupy), Slot(cupy)]
         try:      # now: when a network has taken the memory there may be none for them
             cupy.cuda.get_cublas_handle()
@@ -135,12 +137,21 @@ class CUDA(Device):
         array.set(host)
         self.synchronize()       # until then the copy may still be reading `host`
 
+    def pictures(self, shape: tuple[int, ...]) -> np.ndarray:
+        """Pinned memory, which CuPy's pool has again when nothing refers to it."""
+        self.use()
+        size = int(np.prod(shape))
+        flat = np.frombuffer(self.cupy.cuda.alloc_pinned_memory(size), np.uint8, size)
+        self.lent[flat.ctypes.data] = flat
+        return flat.reshape(shape)
+
     def feed(self, pairs: Iterable[tuple[Array, np.ndarray]]) -> None:
         """Copies the input of a pass up while the GPU still works on the one before.
 
-        The host fills one of two pinned buffers, the copy stream moves it to a buffer on the GPU, and the stream of the
+        The host fills one of two pinned buffers with what is not pinned itself, the copy stream moves it to a buffer on the GPU, and the stream of the
         launches takes it from there. Three waits keep the order: the host's for the pinned buffer's last copy, the copy
-        stream's until the buffer's last content was taken, and the launches' for the copy.
+        stream's until the buffer's last content was taken, and the launches' for the copy. What `pictures` gave is held until its copy was waited for,
+        and must not be written to before.
         """
         self.use()
         with self.feeding:
@@ -149,20 +160,27 @@ class CUDA(Device):
     def _feed(self, slot, pairs):
         launches = self.cupy.cuda.get_current_stream()
         self.slots.reverse()
-        parts, end = [], 0
-        for array, host in pairs:
-            parts.append((end, array, np.ascontiguousarray(host, array.dtype)))
+        contiguous = [(array, np.ascontiguousarray(host, array.dtype)) for array, host in pairs]
+        parts, end, first = [], 0, 0
+        for array, host, lent in sorted(((*pair, self.lent.get(pair[1].ctypes.data)) for pair in contiguous), key=lambda part: part[2] is None):
+            parts.append((end, array, host, lent))
             end += -(-array.nbytes // 256) * 256
+            first = end if lent is not None else first      # of what is not pinned
         slot.copied.synchronize()
         if slot.size < end:
             slot.grow(end, launches)
-        for start, array, host in parts:
-            slot.pinned[start:start + array.nbytes] = host.reshape(-1).view(np.uint8)
         self.copies.wait_event(slot.taken)
-        slot.buffer.copy_from_host_async(slot.pinned.ctypes.data, end, self.copies)
+        for start, array, host, lent in parts:
+            if lent is None:
+                slot.pinned[start:start + array.nbytes] = host.reshape(-1).view(np.uint8)
+            else:
+                (slot.buffer + start).copy_from_host_async(host.ctypes.data, array.nbytes, self.copies)
+        if first < end:
+            (slot.buffer + first).copy_from_host_async(slot.pinned.ctypes.data + first, end - first, self.copies)
         slot.copied.record(self.copies)
+        slot.held = [lent for _, _, _, lent in parts]
         launches.wait_event(slot.copied)
-        for start, array, _ in parts:
+        for start, array, _, _ in parts:
             array.data.copy_from_device_async(slot.buffer + start, array.nbytes, launches)
         slot.taken.record(launches)
 
@@ -244,7 +262,7 @@ class Slot:
     """A pinned buffer of the host, a buffer of the GPU that it is copied to, and the events that say when each is free."""
 
     def __init__(self, cupy):
-        self.cupy, self.size = cupy, 0
+        self.cupy, self.size, self.held = cupy, 0, []
         self.copied, self.taken = (cupy.cuda.Event(disable_timing=True) for _ in range(2))
 
     def grow(self, size, launches):

@@ -97,11 +97,13 @@ class Im2col:
         for images, lines in self.pieces(device, at, at.columns.size):
             y = piece(at.y, images, lines)
             device.gemm(self.unfold(device, at, images, lines)[:, :, :self.fan_in], weight, self.grouped(y))
-            add_bias(device, y, at.parameters["bias"], self.conv.relu)
+            if not at.pooled:
+                add_bias(device, y, at.parameters["bias"], self.conv.relu)
 
     def backward(self, device: Device, at: Site) -> None:
         dweight, accumulate = self.grouped(at.gradients["weight"]), at.accumulate
-        bias_gradient(device, at.y, at.dy, at.gradients["bias"], at.columns, self.conv.relu, at.accumulate)
+        if not at.pooled:
+            bias_gradient(device, at.y, at.dy, at.gradients["bias"], at.columns, self.conv.relu, at.accumulate)
         wanted = self.slices(device)
         room = at.columns.size - (wanted * at.gradients["weight"].size if wanted > 1 else 0)
         for images, lines in self.pieces(device, at, room, rows=0):

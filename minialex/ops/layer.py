@@ -27,6 +27,8 @@ class Site:
     parameters: dict[str, Array] = field(default_factory=dict)
     gradients: dict[str, Array] = field(default_factory=dict)
     accumulate: bool = False         # add to the parameters' gradients
+    pooled: bool = False             # of a convolution: the max-pool behind it has its bias and ReLU
+    relu: bool = False               # of that max-pool
     kept: dict[str, Array] = field(default_factory=dict)     # what forward leaves for backward
     prepared: dict[str, Array] = field(default_factory=dict) # what `prepare` leaves for a pass
     columns: Array = None            # workspace, as `columns` and `partials` ask for

@@ -3,21 +3,23 @@
 The first NaN wins over everything, else the first maximum. The winner's place in its window is kept in one byte.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from ..device import Array, Device, kernel
+from .bias import bias_gradient, bias_partials
 from .im2col import taps
 from .layer import Layer, Shape, Site, as_array, on_arrays, run_alone
 from .window import Extent, Pad, Window, frozen, image, known
 
 
 @kernel("pool.cu")
-def max_pool(rows, x, y, winner, height, width, channels, out_height, out_width, window_height, window_width, stride_h,
-             stride_w, pad_top, pad_left):
-    """y = the largest of each window, winner = its place kh * window_width + kw"""
+def max_pool(rows, x, y, winner, bias, height, width, channels, out_height, out_width, window_height, window_width, stride_h,
+             stride_w, pad_top, pad_left, add, relu):
+    """y = the largest of each window, + bias if add, then max(y, 0) if relu; winner = its place kh * window_width + kw"""
     n = rows // (out_height * out_width)
     seen = np.zeros((n, out_height, out_width), bool)
     for kh, kw, (oh, ow), (h, w) in taps(height, width, out_height, out_width, window_height, window_width, stride_h, stride_w, pad_top, pad_left):
@@ -26,6 +28,10 @@ def max_pool(rows, x, y, winner, height, width, channels, out_height, out_width,
         best[...] = np.where(wins, new, best)
         place[...] = np.where(wins, kh * window_width + kw, place)
         old[...] = True
+    if add:
+        y += bias
+    if relu:
+        y[y <= 0] = 0
 
 
 @kernel("pool.cu")
@@ -41,7 +47,8 @@ def max_pool_backward(rows, dy, winner, dx, height, width, channels, out_height,
 class MaxPool(Layer):
     """The largest value under each window of `size`; AlexNet's windows of 3 with stride 2 overlap.
 
-    size, stride (default: size): int or (height, width); pad as in Conv, never chosen; ceil rounds the output's size up.
+    size, stride (default: size): int or (height, width); pad as in Conv, never chosen; ceil rounds the output's size up. Right after a convolution in a
+    net it does what is left of that one once only the largest values count: bias and ReLU, and the bias' gradient.
     """
 
     size: Extent
@@ -70,12 +77,18 @@ class MaxPool(Layer):
     def kept(self, shape: Shape) -> dict[str, tuple[Shape, Any]]:
         return {"winner": (self.output(shape), np.uint8)}
 
+    def partials(self, shape: Shape, images: int) -> int:
+        return bias_partials(images * math.prod(self.output(shape)[:2]), shape[2])
+
     def forward(self, device: Device, at: Site) -> None:
-        shape = at.x.shape[1:]
-        device.launch(max_pool, at.y.size // shape[2], at.x, at.y, at.kept["winner"], *shape, *self.window.arguments(*shape[:2]))
+        shape, bias = at.x.shape[1:], at.parameters.get("bias")
+        device.launch(max_pool, at.y.size // shape[2], at.x, at.y, at.kept["winner"], at.x if bias is None else bias, *shape,
+                      *self.window.arguments(*shape[:2]), int(bias is not None), int(at.relu))
 
     def backward(self, device: Device, at: Site) -> None:
         shape = at.x.shape[1:]
+        if "bias" in at.gradients:      # each dy goes to one pixel, so that their sum is that of the pixels' too
+            bias_gradient(device, at.y, at.dy, at.gradients["bias"], at.columns, at.relu, at.accumulate)
         device.launch(max_pool_backward, at.x.size // shape[2], at.dy, at.kept["winner"], at.dx, *shape, *self.window.arguments(*shape[:2]))
 
 

@@ -7,8 +7,9 @@ from .layer import as_array, device_of, on_arrays, put
 
 
 @kernel("softmax.cu")
-def cross_entropy_rows(rows, x, label, weight, loss, dx, classes, scale, smoothing):
-    """loss (N,), times weight[label], and dx (N, classes) = its gradient times scale; target (1 - smoothing) onehot(label) + smoothing / classes"""
+def cross_entropy_rows(rows, x, label, weight, loss, rank, totals, dx, classes, batch, count, scale, smoothing):
+    """loss (N,), times weight[label], and dx (N, classes) = its gradient times scale; target (1 - smoothing) onehot(label) + smoothing / classes.
+    rank (N,) of the label; totals (3, batch) += (loss, rank < 1, rank < 5) if count"""
     top = x.max(axis=1, keepdims=True)
     e = np.exp(x - top)
     total = e.sum(axis=1, keepdims=True)
@@ -19,6 +20,9 @@ def cross_entropy_rows(rows, x, label, weight, loss, dx, classes, scale, smoothi
     dx[np.arange(rows), label] -= (1 - smoothing) * scale
     loss *= weight[label]
     dx *= weight[label][:, None]
+    rank[...] = ranks(x, label)
+    if count:
+        totals[:, :rows] += loss, rank < 1, rank < 5
 
 
 @kernel("softmax.cu")
@@ -28,19 +32,13 @@ def softmax_rows(rows, x, y, classes):
     y[...] = e / e.sum(axis=1, keepdims=True)
 
 
-@kernel("softmax.cu")
-def label_rank(rows, x, label, rank, classes):
-    """rank (N,) = how many classes come before the label: larger, or NaN, or equal with a smaller index"""
-    own = x[np.arange(rows), label][:, None]
-    before = ~(x <= own) | (x == own) & (np.arange(classes) < label[:, None])
-    before[np.arange(rows), label] = False
-    rank[...] = before.sum(axis=1)
-
-
-@kernel("softmax.cu")
-def tally(rows, loss, rank, totals, n, batch):
-    """totals (3, batch) += (loss, rank < 1, rank < 5) of the first n"""
-    totals[:, :n] += loss[:n], rank[:n] < 1, rank[:n] < 5
+def ranks(x: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """How many classes come before each row's label: larger, or NaN, or equal with a smaller index."""
+    rows = np.arange(len(x))
+    own = x[rows, label][:, None]
+    before = ~(x <= own) | (x == own) & (np.arange(x.shape[1]) < label[:, None])
+    before[rows, label] = False
+    return before.sum(axis=1)
 
 
 def check_labels(label: Array, classes: int) -> None:
@@ -71,7 +69,8 @@ def softmax_cross_entropy(x: Array, label: Array, *, smoothing: float = 0.0, wei
     x, label, weight = put(device, x), put(device, label.astype(np.int32)), put(device, weight)
     loss, dx = device.empty((len(x),)), device.empty(x.shape)
     if len(x):
-        device.launch(cross_entropy_rows, len(x), x, label, weight, loss, dx, x.shape[1], 1.0, float(smoothing))
+        device.launch(cross_entropy_rows, len(x), x, label, weight, loss, device.empty((len(x),)), device.empty((3, 1), np.float64), dx, x.shape[1], 1, 0, 1.0,
+                      float(smoothing))
     return loss, dx
 
 

@@ -200,10 +200,11 @@ class Winograd:
             device.launch(winograd_input, count * self.groups, x, room, self.m, self.r, *self.shape, *self.forward_tiles, *self.pad, self.groups,
                           pitch_of(count * self.channels))
             device.gemm(self.planes(room, count, self.channels), filters, self.planes(rest, count, self.filters))
-            self.output(device, rest, count, at.y[images], at.parameters["bias"], self.forward_tiles, True)
+            self.output(device, rest, count, at.y[images], at.parameters["bias"], self.forward_tiles, not at.pooled)
 
     def backward(self, device: Device, at: Site) -> None:
-        bias_gradient(device, at.y, at.dy, at.gradients["bias"], at.columns, self.conv.relu, at.accumulate)
+        if not at.pooled:
+            bias_gradient(device, at.y, at.dy, at.gradients["bias"], at.columns, self.conv.relu, at.accumulate)
         dplanes, dblocks, all_room = (at.columns[first:last] for first, last in ((0, self.weights), (self.weights, self.weights + self.padded),
                                                                                  (self.weights + self.padded, at.columns.size)))
         needed = at.dx is not None
@@ -244,10 +245,10 @@ class Winograd:
         device.launch(winograd_blocks, len(x) * self.shape[0] * self.shape[1], x, blocks, *self.geometry)
         return blocks, room[len(blocks):]
 
-    def output(self, device: Device, planes: Array, count: int, y: Array, bias: Array, tiles: tuple[int, int], forward: bool) -> None:
-        """Launches y, (N, height, width, channels), from its values at the points; forward: with bias and ReLU."""
+    def output(self, device: Device, planes: Array, count: int, y: Array, bias: Array, tiles: tuple[int, int], biased: bool) -> None:
+        """Launches y, (N, height, width, channels), from its values at the points; biased: with bias and ReLU."""
         device.launch(winograd_output, count * self.groups, planes, y, bias, self.m, self.r, *y.shape[1:], *tiles, self.groups,
-                      pitch_of(count * y.shape[3] // self.groups), int(forward), int(forward and self.conv.relu))
+                      pitch_of(count * y.shape[3] // self.groups), int(biased), int(biased and self.conv.relu))
 
     def cut(self, room: Array, floats: int) -> tuple[Array, Array]:
         """The part of `room` for planes of so many floats, and the rest."""

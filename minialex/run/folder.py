@@ -23,6 +23,7 @@ from .. import nets
 from ..data.augment import Input
 from ..errors import UserError, typed
 from ..files import take_lock, write_beside
+from ..ops.lrn import LRN
 
 # What `write_beside` has not finished when it is killed.
 UNFINISHED = re.compile(r"\.((last|best)\.safetensors|config\.json|metrics\.jsonl|report\.html|mean\.npy|near-duplicates\.txt|[a-z]+\.png)\.\d+")
@@ -173,7 +174,12 @@ def net_of(config):
     """The net that a config.json describes."""
     if "layers" in config:
         return nets.from_description(config["layers"], config["size"], config["net"])
-    return nets.build(config["net"], len(config["classes"]), config["size"])
+    net = nets.build(config["net"], len(config["classes"]), config["size"])
+    if config["net"] == "paper" and config["machine"].get("minialex") == "0.1.0":      # whose LRN crossed from tower to tower
+        for layer in net.layers.values():
+            if isinstance(layer, LRN):
+                layer.groups = 1
+    return net
 
 
 def lines_of(metrics):

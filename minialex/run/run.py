@@ -204,7 +204,7 @@ class Run:
 
     def _loader(self, source: Any, batch: int, warn: Callable[[str], Any] | None = None) -> Loader:
         """Batches of a source's pictures in their order, prepared for this run's network."""
-        return Loader(source, self.input.side, batch, fit=self.input.fit, shuffle=False, cache_mb=0, workers=self.device.decoders,
+        return Loader(source, self.input.side, batch, fit=self.input.fit, shuffle=False, cache_mb=0, workers=self.device.decoders, room=self.device.pictures,
                       warn=warn or heard)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import UserError, shown
-from ..ops.softmax import label_rank
+from ..ops.softmax import ranks
 from ..progress import silent
 
 HANDFUL = 10            # pictures whose predictions a report shows, and surest mistakes
@@ -126,9 +126,7 @@ def predictions(network, loader, top, ten=False, lock=contextlib.nullcontext()):
 
 def losses_and_ranks(p, labels):
     """What the network tells of one view, from probabilities (n, classes): -log of the label's, and how many classes come before it."""
-    ranks = np.empty(len(p), np.int64)
-    label_rank.reference(len(p), p, labels, ranks, p.shape[1])
-    return -np.log(np.maximum(p[np.arange(len(p)), labels], LEAST)), ranks
+    return -np.log(np.maximum(p[np.arange(len(p)), labels], LEAST)), ranks(p, labels)
 
 
 def look(network, loader, ten=False, bar=silent):

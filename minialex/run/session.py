@@ -160,7 +160,7 @@ class Session:
 
     def loaders(self, train, val):
         options, warn = self.options, lambda text: self.tell("skipped", text)
-        common = {"seed": options["seed"], "workers": self.device.decoders, "warn": warn, "fit": self.input.fit}
+        common = {"seed": options["seed"], "workers": self.device.decoders, "warn": warn, "fit": self.input.fit, "room": self.device.pictures}
         fits = sum(len(source) for source in (train, val) if not isinstance(source, Packed)) * 3 * self.input.side**2
         left = free_memory()
         if left is not None and fits > left // 2:      # what is not kept is decoded anew, with the same results

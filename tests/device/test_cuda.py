@@ -93,11 +93,15 @@ def test_every_op_agrees_with_its_reference(gpu, capsys):
     assert capsys.readouterr().out.count("\nok ") == len(gradcheck.CASES) and {name for name, _, _ in gpu.launches} > {"im2col", "col2im", "lrn"}
 
 
-def after_steps(device, net, steps=4, batch=6):
+def after_steps(device, net, steps=4, batch=6, pinned=False):
     """Scores and parameters after some steps on batches that change in size."""
     own = Network(net, device, batch, input=Input(net.size + 3, net.size))
     for step in range(steps):
-        own.train_step(*drawn(net, batch - step % 2, seed=step, side=net.size + 3), step, 0.01)
+        images, *more = drawn(net, batch - step % 2, seed=step, side=net.size + 3)
+        if pinned:
+            images, values = device.pictures(images.shape), images
+            images[...] = values
+        own.train_step(images, *more, step, 0.01)
     return own.scores(), {name: device.to_numpy(array) for name, array in own.parameters.items()}
 
 
@@ -194,7 +198,9 @@ def test_arrays_come_back_as_they_went(device):
 
 def launch(device, **changed):
     x, label = device.array(np.ones((2, 4))), device.array(np.zeros(2, np.int32))
-    values = {"x": x, "label": label, "weight": device.array(np.ones(4)), "loss": device.empty((2,)), "dx": device.empty((2, 4)), "classes": 4, "scale": 1.0, "smoothing": 0.0, **changed}
+    values = {"x": x, "label": label, "weight": device.array(np.ones(4)), "loss": device.empty((2,)),
+              "rank": device.empty((2,)), "totals": device.empty((3, 2), np.float64), "dx": device.empty((2, 4)), "classes": 4, "batch": 2, "count": 0, "scale": 1.0,
+              "smoothing": 0.0, **changed}
     device.launch(cross_entropy_rows, 2, *values.values())
     return device.to_numpy(values["loss"])
 
@@ -216,7 +222,8 @@ def test_a_scalar_of_another_width_would_corrupt_silently(device):
     for scale, into in zip((np.float32(2), 2.0), (device.zeros((2, 4)), device.zeros((2, 4)))):
         launch(device)
         function = device.modules["softmax.cu"].get_function("cross_entropy_rows")
-        function((1,), (128,), (np.int64(2), device.array(np.ones((2, 4))), device.zeros((2,), np.int32), device.array(np.ones(4)), loss[0], into, np.int32(4), scale, np.float32(0)))
+        function((1,), (128,), (np.int64(2), device.array(np.ones((2, 4))), device.zeros((2,), np.int32), device.array(np.ones(4)), loss[0],
+                                    device.empty((2,)), device.empty((3, 2), np.float64), into, np.int32(4), np.int32(2), np.int32(0), scale, np.float32(0)))
         loss.append(device.to_numpy(into))
     right = np.tile([-1.5, 0.5, 0.5, 0.5], (2, 1))
     np.testing.assert_allclose(loss[2], right)
@@ -296,6 +303,22 @@ def test_each_wait_of_the_input_is_needed(wait, schedule):
     """With one left out, an order that a GPU may take gives other weights, or labels that lead kernels astray."""
     done = in_a_process(PROGRAM, *wait, schedule)
     assert done.stdout == "True\n" if not wait[0] else done.stdout == "False\n" or done.returncode == -11, (done.stdout, done.stderr[-2000:])
+
+
+def test_pinned_pictures_go_up_from_where_they_are_and_are_held_until_then(gpu, schedule, monkeypatch):
+    """The one batch that a program lets go of while it is being copied is another's in CuPy's pool."""
+    set_schedule(gpu, schedule)
+    copied, whole = [], stand_in.MemoryPointer.copy_from_host_async
+    monkeypatch.setattr(stand_in.MemoryPointer, "copy_from_host_async", lambda self, mem, size, stream=None: (copied.append(size), whole(self, mem, size, stream)))
+    true = after_steps(open_device("cuda")[0], mini())[1]
+    together = len(copied)      # a step's input in one
+    for forget in (False, True):
+        if forget:
+            monkeypatch.setattr(cuda.Slot, "held", property(lambda self: [], lambda self, held: None), raising=False)
+        ours = after_steps(open_device("cuda")[0], mini(), pinned=True)[1]
+        late = not gpu.eager["copies"]
+        assert all(np.array_equal(ours[name], true[name]) for name in true) == (not (forget and late))
+    assert len(copied) == 3 * together + 2 * 4      # the pictures apart
 
 
 def test_memory_that_is_used_after_it_was_freed_is_nan(device, gpu):

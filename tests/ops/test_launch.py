@@ -68,8 +68,9 @@ def test_a_reference_with_another_argument_is_refused():
 
 def good(device):
     """A launch of cross_entropy_rows that is right. {argument: value}"""
-    return {"x": device.zeros((2, 4)), "label": device.zeros((2,), np.int32), "weight": device.array(np.ones(4)), "loss": device.zeros((2,)), "dx": device.zeros((2, 4)),
-            "classes": 4, "scale": 1.0, "smoothing": 0.0}
+    return {"x": device.zeros((2, 4)), "label": device.zeros((2,), np.int32), "weight": device.array(np.ones(4)), "loss": device.zeros((2,)),
+            "rank": device.zeros((2,)), "totals": device.zeros((3, 2), np.float64), "dx": device.zeros((2, 4)), "classes": 4, "batch": 2, "count": 0, "scale": 1.0,
+            "smoothing": 0.0}
 
 
 @pytest.mark.parametrize("name, change, kind, text", [
@@ -112,7 +113,7 @@ def test_rows_and_unsigned_widths(device):
 def test_the_wrong_number_of_arguments(device):
     values = list(good(device).values())
     for wrong in (values[:-1], [*values, 1]):
-        with pytest.raises(TypeError, match=rf"cross_entropy_rows takes 9 arguments \(rows, x, .*, smoothing\), got {len(wrong) + 1}"):
+        with pytest.raises(TypeError, match=rf"cross_entropy_rows takes 13 arguments \(rows, x, .*, smoothing\), got {len(wrong) + 1}"):
             device.launch(cross_entropy_rows, 2, *wrong)
 
 

@@ -13,6 +13,7 @@ CASES = {
     "one channel": ((5, 1), {"size": 5}),
     "31 channels": ((3, 31), {}), "33 channels": ((3, 33), {}), "48 channels": ((2, 3, 48), {}),
     "257 channels": ((2, 257), {}), "263 channels and the largest window": ((2, 263), {"size": 63}), "520 channels": ((1, 520), {"size": 9}),
+    "groups": ((3, 2, 12), {"groups": 3}), "groups of one channel": ((2, 7), {"groups": 7}), "two groups of 48": ((2, 96), {"groups": 2}),
     "a vector": ((11,), {}),
     "empty batch": ((0, 2, 2, 5), {}),
 }
@@ -61,13 +62,24 @@ def test_nan_reaches_its_window_only(device):
     np.testing.assert_array_equal(np.flatnonzero(np.isnan(dx)), np.arange(6, 15))
 
 
+def test_a_group_sees_no_other(device):
+    x = np.random.default_rng(3).standard_normal((2, 3, 20)).astype(np.float32)
+    for place in ("numpy", device):
+        y, dx = (to_host(a) for a in (local_response_norm(x, groups=2, device=place, **STRONG), local_response_norm_backward(x[::-1].copy(), x, groups=2, device=place, **STRONG)))
+        for half in (slice(10), slice(10, 20)):
+            part = np.ascontiguousarray(x[..., half])
+            np.testing.assert_array_equal(y[..., half], to_host(local_response_norm(part, device=place, **STRONG)))
+            np.testing.assert_array_equal(dx[..., half], to_host(local_response_norm_backward(part[::-1].copy(), part, device=place, **STRONG)))
+
+
 @pytest.mark.parametrize("options, text", [
     ({"size": 4}, "size: expected an odd number up to 63, got 4 (torch and ONNX place an even window differently, so there is no one meaning)"),
     ({"size": 65}, "size: expected an odd number up to 63, got 65"),
     ({"size": -1}, "size: expected an odd number up to 63, got -1"),
     ({"alpha_mode": "max"}, "alpha_mode: expected 'sum' (the paper) or 'mean' (its code, Caffe, torch), got 'max'"),
     ({"alpha": 0, "k": 0}, "alpha, k: expected alpha >= 0 and k >= 0, not both 0"),
-    ({"alpha": -1}, "alpha, k: expected alpha >= 0"),
+    ({"alpha": -1}, "alpha, k: expected alpha >= 0"), ({"groups": 0}, "groups: expected at least 1, got 0"),
+    ({"groups": 2}, "groups: 5 channels cannot be cut into 2 groups"),
 ])
 def test_mistakes_name_the_argument(options, text):
     with pytest.raises(ValueError) as told:

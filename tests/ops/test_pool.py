@@ -5,6 +5,8 @@ import pytest
 
 from minialex.functional import max_pool2d, max_pool2d_backward
 from minialex.gradcheck import check_op, to_host
+from minialex.ops.layer import device_of
+from minialex.ops.pool import MaxPool, max_pool
 
 CASES = {                # x, options
     "one pixel": ((1, 1, 1, 1), {"size": 1}),
@@ -84,6 +86,25 @@ def test_a_plain_loop_gives_the_same_with_ties_and_nan(device, size, stride, pad
         options = dict(size=size, stride=stride, pad=pad, ceil=ceil, device=place)
         np.testing.assert_array_equal(to_host(max_pool2d(x, **options)), y)
         np.testing.assert_array_equal(to_host(max_pool2d_backward(dy, x, **options)), dx)
+
+
+@pytest.mark.parametrize("add, relu", [(1, 1), (1, 0), (0, 1)])
+@pytest.mark.parametrize("x, options", CASES.values(), ids=CASES)
+def test_with_the_bias_and_relu_of_a_convolution(device, x, options, add, relu):
+    """Half of the outputs are below 0, and so are whole windows."""
+    layer, random = MaxPool(**options), np.random.default_rng(4)
+    x = random.standard_normal(x).astype(np.float32)
+    x[random.random(x.shape) < 0.02] = np.nan
+    shape, found = x.shape[1:], []
+    bias = (random.standard_normal(shape[2]) - 1).astype(np.float32)
+    for place in (device, device_of("numpy")):
+        y, winner = place.zeros((len(x), *layer.output(shape))), place.zeros((len(x), *layer.output(shape)), np.uint8)
+        place.launch(max_pool, y.size // shape[2], place.array(x, np.float32), y, winner, place.array(bias), *shape, *layer.window.arguments(*shape[:2]), add, relu)
+        found.append((to_host(y), to_host(winner)))
+    for ours, truth in zip(*found):
+        np.testing.assert_array_equal(ours, truth.astype(ours.dtype))
+    plain = to_host(max_pool2d(x, device=device, **options)) + add * bias
+    np.testing.assert_array_equal(found[0][0], np.where(plain <= 0, 0, plain) if relu else plain)
 
 
 def test_the_first_nan_wins_and_takes_the_gradient(device):

@@ -6,7 +6,7 @@ import pytest
 from minialex.functional import softmax, softmax_cross_entropy
 from minialex.gradcheck import check_op, compare, to_host
 from minialex.ops.layer import device_of
-from minialex.ops.softmax import label_rank, tally
+from minialex.ops.softmax import cross_entropy_rows
 
 
 @pytest.mark.parametrize("n, classes", [(1, 1), (5, 1), (1, 2), (3, 31), (7, 33), (2, 48), (3, 257), (1, 1000), (0, 10)])
@@ -127,9 +127,11 @@ def test_labels_of_any_integer_type(device, label_type):
 
 def rank(device, x, label):
     device = device_of(device)
-    ranks = device.empty((len(x),))
-    device.launch(label_rank, len(x), device.array(np.asarray(x, np.float32)), device.array(np.array(label, np.int32)), ranks, len(x[0]))
-    device.synchronize()
+    x = device.array(np.asarray(x, np.float32))
+    n, classes = x.shape
+    ranks = device.empty((n,))
+    device.launch(cross_entropy_rows, n, x, device.array(np.array(label, np.int32)), device.array(np.ones(classes)), device.empty((n,)), ranks,
+                  device.empty((3, n), np.float64), device.empty(x.shape), classes, n, 0, 1.0, 0.0)
     return device.to_numpy(ranks).tolist()
 
 
@@ -139,7 +141,8 @@ def test_a_labels_rank(device):
     x = [[3, 1, 2, 2], [3, 1, 2, 2], [3, 1, 2, 2], [3, 1, 2, 2], [nan, 5, nan, 1], [nan, 5, nan, 1], [nan, 5, 7, 1], [0, 0, 0, 0], [-inf, inf, inf, 0]]
     label = [0, 1, 2, 3, 1, 3, 0, 3, 2]
     for place in ("numpy", device):
-        assert rank(place, x, label) == [0, 3, 1, 2, 2, 3, 3, 3, 1]
+        with np.errstate(invalid="ignore"):      # of the loss, which is none here
+            assert rank(place, x, label) == [0, 3, 1, 2, 2, 3, 3, 3, 1]
 
 
 def test_ranks_of_many_classes(device):
@@ -150,14 +153,15 @@ def test_ranks_of_many_classes(device):
 
 
 @pytest.mark.parametrize("n, batch", [(1, 1), (33, 33), (5, 64), (64, 70)])
-def test_tally_adds_up_by_place_in_the_batch(device, n, batch):
+@pytest.mark.parametrize("count", [0, 1])
+def test_totals_add_up_by_place_in_the_batch(device, n, batch, count):
     random = np.random.default_rng(n)
-    loss, rank = random.standard_normal(batch).astype(np.float32), random.integers(0, 8, batch).astype(np.float32)
-    before = random.standard_normal((3, batch))
-    truth = before.copy()
-    truth[:, :n] += loss[:n], rank[:n] < 1, rank[:n] < 5
+    logits, label, before = random.standard_normal((n, 9)), random.integers(0, 9, n).astype(np.int32), random.standard_normal((3, batch))
     for place in (device, device_of("numpy")):
-        totals = place.array(before, np.float64)
-        place.launch(tally, -(-n // 32), place.array(loss, place.float), place.array(rank, place.float), totals, n, batch)
-        place.synchronize()
+        loss, rank, totals = place.zeros((n,)), place.zeros((n,)), place.array(before, np.float64)
+        place.launch(cross_entropy_rows, n, place.array(logits), place.array(label), place.array(np.ones(9)), loss, rank, totals, place.zeros((n, 9)), 9, batch, count,
+                     1.0, 0.0)
+        truth, loss, rank = before.copy(), place.to_numpy(loss), place.to_numpy(rank)
+        truth[:, :n] += count * np.array([loss, rank < 1, rank < 5], np.float64)
         np.testing.assert_array_equal(place.to_numpy(totals), truth)
+        assert loss.min() > 0 and set(rank) <= set(range(9))

@@ -51,7 +51,7 @@ def pool(kernel):
     def launch(n, array):
         x, y, winner = array(n, *shape), array(n, *out), array(n, *out, dtype=np.uint8)
         rest = (*shape, *layer.window.arguments(55, 55))
-        return (max_pool, n * out[0] * out[1], (x, y, winner, *rest)) if kernel is max_pool else (max_pool_backward, n * 55 * 55, (y, winner, x, *rest))
+        return (max_pool, n * out[0] * out[1], (x, y, winner, np.full(96, 0.5, np.float32), *rest, 1, 1)) if kernel is max_pool else (max_pool_backward, n * 55 * 55, (y, winner, x, *rest))
     return 2 * MANY // (out[0] * out[1] * 96) if kernel is max_pool_backward else MANY // (55 * 55 * 96) + 2, launch
 
 
@@ -104,7 +104,8 @@ def flat(kernel, *rest, arrays, block):
 
 
 def cross_entropy_case(n, array):
-    return softmax.cross_entropy_rows, n, (array(n, 1000), array(n, dtype=np.int32), np.ones(1000, np.float32), array(n), array(n, 1000), 1000, 1.0, 0.1)
+    return softmax.cross_entropy_rows, n, (array(n, 1000), array(n, dtype=np.int32), np.ones(1000, np.float32), array(n), array(n), np.zeros((3, n)),
+                                           array(n, 1000), 1000, n, 1, 1.0, 0.1)
 
 
 def rows_of(kernel, *rest, width, arrays):
@@ -132,7 +133,6 @@ CASES = {
     "lrn_backward": rows_of(lrn_backward, 96, 5, 0.8, 0.75, 2.0, width=96, arrays=(True, True, True)),
     "softmax_rows": rows_of(softmax.softmax_rows, 1000, width=1000, arrays=(True, True)),
     "cross_entropy_rows": (MANY // 1000 + 3, cross_entropy_case),
-    "label_rank": rows_of(softmax.label_rank, 1000, width=1000, arrays=(True, None, False)),
     "augment": (MANY // (256 * 256 * 3) + 2, lambda n, array: (augment.augment, n * 227, (
         array(n, 256, 256, 3, dtype=np.uint8), array(n, 18), np.zeros(1, np.float32), array(n, 227, 227, 3), 256, 227, 0, 0.0, 0))),
 }
