@@ -1,6 +1,6 @@
 """What each launch of a training step takes on a GPU: an event after every one, the median of some rounds. A stage of on_gpu.py.
 
-python benchmarks/gpu_timeline.py [--net half] [--rounds 9] [--json FILE] [--once] [--quick]
+python benchmarks/gpu_timeline.py [--net half] [--precision tf32] [--rounds 9] [--json FILE] [--once] [--quick]
 
 The GPU has something else to do while a round is queued, so that no launch waits for the host. --once is for profilers: one step, between
 the calls that begin and end a profile, and nothing timed.
@@ -18,6 +18,7 @@ from sides import drawn, whole
 from minialex import nets, selftest, tune
 from minialex.command import run_command, say
 from minialex.device import open_device
+from minialex.device.base import PRECISIONS
 from minialex.files import write_beside
 from minialex.network import Network
 
@@ -56,20 +57,24 @@ def milliseconds(probe, tape, rounds):
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--net", default="half", choices=list(nets.NETS))
+    parser.add_argument("--precision", default="float32", choices=PRECISIONS)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--json", metavar="FILE")
     parser.add_argument("--once", action="store_true", help="one step, for a profiler")
     parser.add_argument("--quick", action="store_true", help="tiny shapes, whose times say nothing")
     args = parser.parse_args(arguments)
     device, _ = open_device("cuda")
+    device.take_precision(args.precision)
     cupy, names = device.cupy, named(device)
     net, batch = (selftest.reduced(args.net), 4) if args.quick else (nets.build(args.net), BATCH)
-    network, data = Network(net, device, batch, input=whole(net)), drawn(net, batch)
+    network, (images, *more) = Network(net, device, batch, input=whole(net)), drawn(net, batch)
+    data = device.pictures(images.shape), *more      # as a loader for this device gives them
+    data[0][...] = images
     for step in range(2 if args.quick else 5):
         network.train_step(*data, step, LR)
     device.synchronize()
     tape = network.tapes["train", batch]
-    found = {"net": args.net, "batch": batch, "card": device.model, "graph": bool(getattr(device, "graphs", None)),
+    found = {"net": args.net, "batch": batch, "card": device.model, "graph": bool(getattr(device, "graphs", None)), "precision": args.precision,
              "algorithms": tune.algorithms(network.net), "places": list(tape.places), "kernels": [names.get(id(call), ["gemm"])[0] for call in tape.calls]}
     say(f"{args.net}, batch {batch}: {len(tape.calls)} launches{tune.told(network.net)}")
     if args.once:

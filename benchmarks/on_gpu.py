@@ -66,7 +66,8 @@ def stages(out, quick):
              Stage("selftest", [*test, "--limit", "60", *few], 20, 170, "^selftest ")]
     found += [Stage(f"timeline-{net}", script("gpu_timeline.py", "--net", net, "--json", f"{out}/timeline-{net}.json"), 15, 60) for net in NETS]
     found += [Stage("graph-half", script("gpu_timeline.py", "--net", "half", "--json", f"{out}/graph-half.json"), 15, 60,
-                    environment={"MINIALEX_GRAPH": "1"})]
+                    environment={"MINIALEX_GRAPH": "1"}),
+              Stage("tf32-half", script("gpu_timeline.py", "--net", "half", "--precision", "tf32", "--json", f"{out}/tf32-half.json"), 15, 60)]
     size = ["--size", "67", "--batch", "2", "--rounds", "1"] if quick else ["--batch", "128", "--rounds", "5"]
     compare = [sys.executable, str(ROOT / "benchmarks" / "compare_to_torch.py"), "--device", "cuda", "--no-compile", *size]
     found += [Stage(f"comparison-{net}", [*compare, "--net", net, "--json", f"{out}/comparison-{net}.json"], 25, 100, r" train +ratio ", torch) for net in NETS]
@@ -272,11 +273,12 @@ def steps(out):
     rows = []
     for net, chip, own, foreseen, seen, count in both(out):
         ways = {way: [layer for layer, pair in own["algorithms"].items() if pair[i] == "winograd"] for i, way in enumerate(("forward", "backward"))}
-        total, whole, graph = sum(foreseen[at] for at in foreseen if at in seen), sum(seen.values()), read(out, f"graph-{net}.json")
+        total, whole = sum(foreseen[at] for at in foreseen if at in seen), sum(seen.values())
+        graph, tf32 = (read(out, f"{kind}-{net}.json") for kind in ("graph", "tf32"))
         rows.append((net, "; ".join(f"{way}: {', '.join(layers) or 'none'}" for way, layers in ways.items()), sum(count.values()), f"{total:.2f}",
                      f"{whole:.2f}", ratio(whole, total), f"{own['step_ms']:.2f}", f"{graph['step_ms']:.2f}" if graph and graph["graph"] else "",
-                     f"{own['queued_ms']:.2f}", f"{own['whole_ms']:.2f}", f"{1e3 * own['batch'] / own['whole_ms']:,.0f}"))
-    head = ("net", "Winograd's convolution in", "launches", "predicted, ms", "seen, ms", "seen / predicted", "as a step, ms", "as a graph, ms", "queued, ms",
+                     f"{tf32['step_ms']:.2f}" if tf32 else "", f"{own['queued_ms']:.2f}", f"{own['whole_ms']:.2f}", f"{1e3 * own['batch'] / own['whole_ms']:,.0f}"))
+    head = ("net", "Winograd's convolution in", "launches", "predicted, ms", "seen, ms", "seen / predicted", "as a step, ms", "as a graph, ms", "with TF32 products, ms", "queued, ms",
             "with input, ms", "images/s")
     return [f"## A training step, predicted for {chip} / seen", "", "Seen is the sum of the launches' times, which lie between events. As a step they are "
             "queued without these; `queued` is the host's time for launches and events, `with input` a whole train_step.", "",

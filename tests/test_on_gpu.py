@@ -156,9 +156,10 @@ def test_all_stages_over_a_stand_in(gpu_in_processes, tmp_path, monkeypatch):
     assert done.returncode == 1 and ends["probe"][0] == "SIGSEGV" and "\n| from a load to the next that needs it | " in page
     assert ends["selftest"][0] == "passed" and re.match(r"selftest passed: \d+ checks on cuda", ends["selftest"][1])
     assert ends["tests"][0] == "passed" and re.search(r" \d+ passed", ends["tests"][1]) and ends["training"][0] == "passed"
-    assert ends["graph-half"][0] == "passed"
+    assert ends["graph-half"][0] == ends["tf32-half"][0] == "passed"
     step = rows_of(page, "A training step, predicted for H100 / seen")["half", "forward: none; backward: none"]
-    assert float(step[7]) == pytest.approx(json.loads((tmp_path / "out" / "graph-half.json").read_text())["step_ms"], abs=0.006)
+    for place, kind in ((7, "graph"), (8, "tf32")):
+        assert float(step[place]) == pytest.approx(json.loads((tmp_path / "out" / f"{kind}-half.json").read_text())["step_ms"], abs=0.006)
     assert [ends[f"timeline-{net}"][0] for net in ("paper", "owt", "half")] == ["passed"] * 3 and "\n## paper, batch 4: " in page
     for name in ("memcheck", "racecheck", "counters"):
         assert ends[name][0] == "skipped" and "(it comes with the CUDA toolkit)" in ends[name][1]
