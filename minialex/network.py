@@ -148,7 +148,8 @@ class Network:
 
     def activation(self, name: str, n: int) -> np.ndarray:
         """A layer's outputs for the first n images of the last pass, on the host."""
-        y, layer = self.device.to_numpy(self.arrays[f"activation {name}"][:n]), self.net.layers[name]
+        layer: Any = self.net.layers[name]
+        y = self.device.to_numpy(self.arrays[f"activation {name}"][:n])
         if name in self.net.pooled:
             y += self.device.to_numpy(self.parameters[f"{name}.bias"])
             y[(y <= 0) & layer.relu] = 0
@@ -308,7 +309,8 @@ class Network:
             if other == name:
                 break
         x, y = self.rows(activation[name], share, first, last), self.rows(at, share, first, last)
-        parts, below = self.net.held(name), self.net.layers[layers[layers.index(name) - 1]]
+        parts = self.net.held(name)
+        below: Any = self.net.layers[layers[layers.index(name) - 1]]
         own = self.averages if self.averages and mode == "evaluate" else self.parameters
         return Site(x=x, y=y, parameters={part: own[of] for part, of in parts.items()},
                     gradients={part: self.gradients[of] for part, of in parts.items()} if self.training else {},
