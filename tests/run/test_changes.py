@@ -14,7 +14,7 @@ from minialex import UserError, evaluate, train
 from minialex.data.loader import Loader
 from minialex.device import open_device
 from minialex.run import checkpoint, session
-from minialex.run.folder import RunFolder
+from minialex.run.folder import RunFolder, net_of
 from minialex.run.trainer import Trainer
 
 
@@ -137,3 +137,10 @@ def test_equal_content_gives_equal_bytes(finished):
     ours = checkpoint.to_bytes(arrays, about)
     assert "totals" in arrays and checkpoint.to_bytes(dict(reversed(arrays.items())), about) == ours
     assert sorted(ours) == sorted(save(arrays, about)) and len({save(arrays, about) for _ in range(5)}) > 1
+
+
+def test_a_run_of_paper_from_before_its_norm_had_towers_keeps_it(finished):
+    config = json.loads((finished / "config.json").read_text()) | {"net": "paper", "size": 67}
+    for version, groups in (("0.1.0", 1), ("0.2.0", 2)):
+        net = net_of(config | {"machine": {**config["machine"], "minialex": version}})
+        assert [net.layers[name].groups for name in ("norm1", "norm2")] == [groups] * 2 and net.name == "paper"
