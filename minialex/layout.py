@@ -33,10 +33,13 @@ class Layout:
     Parameters lie in one array, "parameter all", and so do their gradients and what the optimizer keeps: {name: (start, shape)} is `places`, and what is
     between is 0. The rows of dense weights lie `device.pitch` apart. `weights` and `biases` are the two parts of such an array, and `shared` those of the
     convolutional layers, of whose gradients each share but the first has arrays of its own, "gradient shares 0" and "gradient shares 1".
+
+    training: with room for backward; to_input: for backward as far as the net's input. `bottom` is the layer whose input needs no gradient, if there is one.
     """
 
     def __init__(self, net: Net, device: Device, batch: int, *, input: Input | None = None, training: bool = True, workspace_mb: float | None = None,
-                 slots: Sequence[str] = ("velocity",), clipped: bool = False, totals: int | None = None) -> None:
+                 slots: Sequence[str] = ("velocity",), clipped: bool = False, totals: int | None = None, to_input: bool = False) -> None:
+        self.bottom = None if to_input else net.bottom
         self.input = input or Input(net.side, net.size)
         self.net, self.batch, self.training, floats = net, batch, training, device.float
         side = self.input.side
@@ -56,6 +59,8 @@ class Layout:
             "input now": ((2,), np.float64), "input class weights": ((2, net.classes), floats), "output loss": ((batch,), floats), "output rank": ((batch,), floats),
             "output probabilities": ((batch, net.classes), floats), "output totals": ((3, totals or batch), np.float64),
             "activation input": ((rows if own[1:] else batch, net.size, net.size, 3), floats)}
+        if to_input:
+            self.arrays |= {"input wanted": ((batch, net.classes), floats), "output input gradient": ((batch, net.size, net.size, 3), floats)}
         for name, layer in net.layers.items():
             keep = rows if name in own[:-1] else batch
             if not layer.in_place:
@@ -74,7 +79,7 @@ class Layout:
             if spare and sizes(keepable) <= room:
                 self.arrays |= keepable
         for name, layer in net.layers.items():
-            for backward in (False, *([True] if training and name != net.bottom else [])):
+            for backward in (False, *([True] if training and name != self.bottom else [])):
                 self.arrays |= {f"prepared {name}.{key}": (shape, floats) for key, shape in layer.prepared(net.inputs[name], backward).items()}
         self.arrays["workspace columns"] = ((self.shares, self.columns), floats)
         if training and clipped:
@@ -115,7 +120,7 @@ class Layout:
             raise UserError(f"--workspace-mb {workspace_mb}: expected megabytes, more than 0")
         for name, layer in net.layers.items():
             shape = net.inputs[name]
-            least, best = layer.columns(device, shape, self.chunk, self.training, name != net.bottom)
+            least, best = layer.columns(device, shape, self.chunk, self.training, name != self.bottom)
             if workspace_mb is not None and least:
                 allowed = int(workspace_mb * 2**20 / 4 / self.shares)
                 if allowed < least:

@@ -175,6 +175,19 @@ class Net:
         """The first layer with parameters: nobody needs the gradient of its input."""
         return next(iter(self.parameters())).split(".")[0]
 
+    def receptive_field(self, name: str, row: int = 0, column: int = 0) -> tuple[int, int, int, int]:
+        """(top, left, bottom, right) of the pixels of the input that a layer's output at (row, column) depends on, bottom and right not among them."""
+        spans = [(row, row + 1), (column, column + 1)]
+        for below in reversed(list(self.layers)[:list(self.layers).index(name) + 1]):
+            layer, lengths = self.layers[below], self.inputs[below][:-1]      # (height, width), or () of features
+            if isinstance(layer, (Conv, MaxPool)):
+                window = layer.window
+                spans = [(max(0, first * stride - pad[0]), min(length, (last - 1) * stride - pad[0] + size))
+                         for (first, last), length, size, stride, pad in zip(spans, lengths, window.size, window.stride, window.pad)]
+            elif layer.dense:
+                spans = [(0, length) for length in lengths or (self.size, self.size)]
+        return spans[0][0], spans[1][0], spans[0][1], spans[1][1]
+
     def macs(self) -> int:
         """Multiply-accumulates of a forward pass of one image."""
         return sum(layer.macs(self.inputs[name]) for name, layer in self.layers.items())

@@ -28,13 +28,13 @@ class Network:
     In training, smoothing is that of the labels, class_weights (classes,) what an image's loss is times by its label, and clip_norm the
     largest norm of all gradients together. average: the decay of a running mean of the parameters, by which evaluation then goes. conv: the
     algorithm of the convolutions, as minialex.tune takes it. most: images that there are at all; a larger batch is not laid out for more, and
-    gives the same results.
+    gives the same results. to_input: with room for `input_gradient`.
     """
 
     def __init__(self, net: Net, device: str | Device, batch: int, *, input: Input | None = None, training: bool = True, optimizer: SGD | Adam = SGD(),
                  smoothing: float = 0.0, class_weights: np.ndarray | None = None, clip_norm: float | None = None, init: str | None = "he", seed: int = 0,
                  workspace_mb: float | None = None, most: int | None = None, conv: str | Mapping[str, Any] = "auto",
-                 average: float | None = None) -> None:
+                 average: float | None = None, to_input: bool = False) -> None:
         if batch < 1:
             raise UserError(f"--batch {batch}: a batch has at least one image")
         device = open_device(device)[0] if isinstance(device, str) else device
@@ -42,9 +42,9 @@ class Network:
         net = settled(net, device, totals, *cut(device, totals), training=training, conv=conv)
         self.net, self.device, self.batch, self.optimizer, self.seed, self.training = net, device, batch, optimizer, seed, training
         self.smoothing, self.clip_norm, self.average, self.passed = smoothing, clip_norm, average, 0      # images of the last pass
-        slots = (*optimizer.slots, *(["average"] if average is not None else []))
-        self.layout = Layout(net, device, batch, input=input, training=training, workspace_mb=workspace_mb, slots=slots,
-                             clipped=clip_norm is not None, totals=totals)
+        slots = (*optimizer.slots, *(["average"] if average is not None else [])) if training else ()
+        self.layout = Layout(net, device, batch, input=input, training=training or to_input, workspace_mb=workspace_mb, slots=slots,
+                             clipped=clip_norm is not None, totals=totals, to_input=to_input)
         self.input = self.layout.input
         left = free_memory() if device.array_type is np.ndarray else None
         if left is not None and self.layout.bytes() > left:
@@ -63,7 +63,7 @@ class Network:
         for name, mean in self.averages.items():
             device.upload(mean, device.to_numpy(self.parameters[name]))
         self.gradients = self.named("gradient ")
-        self.of_shares = [self.gradients, *({} for _ in range(self.layout.shares - 1 if training else 0))]
+        self.of_shares = [self.gradients, *({} for _ in range(self.layout.shares - 1 if self.layout.training else 0))]
         for share, own in enumerate(self.of_shares[1:]):
             for i, of in enumerate(self.layout.shared):
                 own.update({name: self.layout.view(name, self.arrays[f"gradient shares {i}"][share], of.start)
@@ -116,6 +116,19 @@ class Network:
         """Forward and backward as in a training step, without the update: `gradients` of the mean loss."""
         self.run("gradient", images, labels, views, step, 0.0)
 
+    def input_gradient(self, images: np.ndarray, views: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+        """(n, size, size, 3): the gradient of the sum over k of wanted[n, k] times the number that the last layer gives class k, before the softmax and
+        without dropout, with respect to the net's input, pixels as `views` scale them (Simonyan 2013, section 3). wanted (n, classes) float32: of
+        one class, 1 at its place. What `gradients` held is lost."""
+        if "input wanted" not in self.arrays:
+            raise RuntimeError("this network was laid out without the gradient of its input: make it with to_input=True")
+        if as_array("wanted", wanted, ("N", "classes")).shape != (len(images), self.net.classes):
+            raise ValueError(f"wanted: expected shape {(len(images), self.net.classes)}, got {wanted.shape}")
+        if len(images) <= self.batch:
+            self.device.upload(self.arrays["input wanted"][:len(images)], wanted)
+        self.run("input gradient", images, np.zeros(len(images), np.int32), views, 0, 0.0)
+        return self.device.to_numpy(self.arrays["output input gradient"][:len(images)])
+
     def evaluate(self, images: np.ndarray, labels: np.ndarray, views: np.ndarray) -> None:
         """Forward without dropout; then `results` has the losses and ranks, `probabilities` the softmax."""
         self.run("evaluate", images, labels, views, 0, 0.0)
@@ -142,7 +155,7 @@ class Network:
     def activations(self) -> dict[str, np.ndarray]:
         """{layer: its outputs in the last pass, (n, ...)} on the host. Layers in place, ReLU and Dropout, have changed those of the layer before.
         A convolution right before a max-pool has left bias and ReLU to that one: they are added here, the biases as they are after a training step."""
-        if not self.training:
+        if not self.layout.training:
             raise UserError("a network for evaluation only keeps its activations for a few images at a time: make it with training=True to see them")
         return {name: self.activation(name, self.passed) for name, layer in self.net.layers.items() if not layer.in_place}
 
@@ -178,15 +191,15 @@ class Network:
 
     def record(self, mode: str, n: int) -> None:
         """Launches a whole pass over n images: the stack share by share, the tail on the whole batch, and back."""
-        layout, device, backward = self.layout, self.device, mode != "evaluate"
-        if backward and not self.training:
+        layout, device, backward, trained = self.layout, self.device, mode != "evaluate", mode in ("train", "gradient")
+        if trained and not self.training:
             raise RuntimeError("this network was laid out for evaluation only")
         shares = max(1, min(layout.shares, n // 4))
         edges = [n * share // shares for share in range(shares + 1)]
         chunks = [[(i, min(i + layout.chunk, to)) for i in range(of, to, layout.chunk)] for of, to in zip(edges, edges[1:])]
 
         self.prepare(mode, False)
-        stack, tail = ([name for name in names if backward or not self.net.layers[name].trained_only] for names in (layout.stack, layout.tail))
+        stack, tail = ([name for name in names if trained or not self.net.layers[name].trained_only] for names in (layout.stack, layout.tail))
         for share in device.parallel(shares):
             for first, last in chunks[share]:
                 device.place = "input forward"
@@ -198,20 +211,22 @@ class Network:
             device.place = f"{name} forward"
             self.net.layers[name].forward(device, self.site(name, mode, 0, 0, n))
         device.place = "loss"
-        dlogits = self.loss(n, mode)
+        slope = self.arrays["input wanted"][:n] if mode == "input gradient" else self.loss(n, mode)
         if not backward:
             return
 
         self.prepare(mode, True)
         slopes = self.arrays["workspace dense gradients"]
-        dy, bottom = dlogits.reshape(n, *self.net.outputs[list(self.net.layers)[-1]]), self.net.bottom
+        # Of the lowest layer that does not work in place, the input's gradient has an array of its own, and those below change it there.
+        lowest = next(name for name, layer in self.net.layers.items() if not layer.in_place) if mode == "input gradient" else None
+        dy, bottom = slope.reshape(n, *self.net.outputs[list(self.net.layers)[-1]]), None if lowest else self.net.bottom
         for name in reversed(tail):
             layer, site = self.net.layers[name], self.site(name, mode, 0, 0, n)
             device.place = f"{name} backward"
             site.dy, site.dx = dy, dy
             if not layer.in_place:
                 other = slopes[1] if same_memory(dy, slopes[0]) else slopes[0]
-                site.dx = shaped(other, site.x.shape)
+                site.dx = shaped(other, site.x.shape) if name != lowest else self.arrays["output input gradient"][:n]
             if name == bottom:
                 site.dx = None
             layer.backward(device, site)
@@ -222,7 +237,7 @@ class Network:
             room = self.arrays["workspace stack gradients"][share]
             for i, (first, last) in enumerate(chunks[share]):
                 slope = dy[first:last]
-                for name in reversed(layout.stack if bottom in layout.stack else []):
+                for name in reversed(stack if lowest or bottom in stack else []):
                     layer, site = self.net.layers[name], self.site(name, mode, share, first, last)
                     device.place = f"{name} backward"
                     site.dy, site.accumulate = slope, i > 0
@@ -231,6 +246,8 @@ class Network:
                         site.dx = None
                     elif layer.in_place:
                         site.dx = slope
+                    elif name == lowest:
+                        site.dx = self.arrays["output input gradient"][first:last]
                     else:
                         other = room[1] if same_memory(slope, room[0]) else room[0]
                         site.dx = shaped(other, site.x.shape)
@@ -238,6 +255,8 @@ class Network:
                     if name == bottom:
                         break
                     slope = site.dx
+        if not trained:
+            return
         device.place, gradient = "update", self.arrays["gradient all"]
         for i, of in enumerate(layout.shared):
             if shares > 1 and of.stop > of.start:
@@ -249,7 +268,7 @@ class Network:
     def prepare(self, mode: str, backward: bool) -> None:
         """Launches what a pass takes of the parameters in another form."""
         for name, layer in self.net.layers.items():
-            if layer.prepared(self.net.inputs[name], backward) and not (backward and name == self.net.bottom):      # of which nobody needs the gradient
+            if layer.prepared(self.net.inputs[name], backward) and not (backward and name == self.layout.bottom):      # of which nobody needs the gradient
                 self.device.place = f"{name} {'backward' if backward else 'forward'}"
                 layer.prepare(self.device, self.site(name, mode, 0, 0, 1), backward)
 
@@ -311,15 +330,15 @@ class Network:
         x, y = self.rows(activation[name], share, first, last), self.rows(at, share, first, last)
         parts = self.net.held(name)
         below: Any = self.net.layers[layers[layers.index(name) - 1]]
-        own = self.averages if self.averages and mode == "evaluate" else self.parameters
+        own = self.averages if self.averages and mode not in ("train", "gradient") else self.parameters
         return Site(x=x, y=y, parameters={part: own[of] for part, of in parts.items()},
-                    gradients={part: self.gradients[of] for part, of in parts.items()} if self.training else {},
+                    gradients={part: self.gradients[of] for part, of in parts.items()} if self.layout.training else {},
                     pooled=name in self.net.pooled, relu=name in self.net.pooled.values() and below.relu,
                     prepared={k: self.arrays[array] for backward in (False, True) for k in layer.prepared(self.net.inputs[name], backward)
                               if (array := f"prepared {name}.{k}") in self.arrays},
                     kept={k: self.rows(array, share, first, last) for k in layer.kept(self.net.inputs[name]) | layer.keepable(self.net.inputs[name])
                           if (array := f"kept {name}.{k}") in self.arrays},
-                    columns=self.arrays["workspace dense"] if layer.dense and self.training else self.arrays["workspace columns"][share], first=first,
+                    columns=self.arrays["workspace dense"] if layer.dense and self.layout.training else self.arrays["workspace columns"][share], first=first,
                     seed=self.seed, number=layers.index(name), now=self.arrays["input now"])
 
     def loss(self, n: int, mode: str) -> Array:

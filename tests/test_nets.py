@@ -7,10 +7,12 @@ import pytest
 
 from minialex import describe, nets
 from minialex.errors import UserError
+from minialex.device.reference import Reference
 from minialex.nets import Net, build, from_description
 from minialex.ops.conv import Conv
 from minialex.ops.dense import Dense
 from minialex.ops.dropout import Dropout
+from minialex.ops.layer import run_alone
 from minialex.ops.lrn import LRN
 from minialex.ops.pool import MaxPool
 from minialex.ops.relu import ReLU
@@ -30,6 +32,37 @@ def test_a_net_knows_its_classes_and_shapes():
     for end in ({"conv": Conv(5, 3, relu=False), "score": Conv(10, 6, relu=False)}, {"conv": Conv(10, 3, relu=False), "all": MaxPool(6)}):
         assert Net(end, 8).classes == 10
     assert repr(build("half", 10)) == "Net half, 224x224, 10 classes, 14,601,930 parameters"
+
+
+FIELDS = {
+    "own": own().layers, "pads": {"conv1": Conv(3, 4, stride=3, pad=((3, 0), (1, 2))), "pool1": MaxPool((2, 3), (1, 2), pad=((1, 0), (0, 1)), ceil=True),
+                                  "conv2": Conv(4, 3, pad=2), "norm2": LRN(3), "pool2": MaxPool(2), "fc": Dense(3, relu=False)},
+    "gaps": {"conv1": Conv(4, 2, stride=3), "pool1": MaxPool(2, 3), "fc1": Dense(5), "fc2": Dense(2, relu=False)}}
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_a_receptive_field_is_what_a_changed_pixel_reaches(name):
+    """Each pixel of a picture in turn is not a number, and so is what depends on it; what strides pass over within the field may not count."""
+    net, random, device = Net(FIELDS[name], 15, name), np.random.default_rng(4), Reference(np.float64)
+    x = random.normal(size=(225, 15, 15, 3))
+    x[np.arange(225), np.arange(225) // 15, np.arange(225) % 15] = np.nan
+    for layer, of in net.layers.items():
+        if layer == "drop":      # it does nothing outside training
+            continue
+        x = run_alone(of, device, x, parameters={part: random.normal(size=shape) for part, shape in of.parameters(net.inputs[layer]).items()}).y
+        reached = np.isnan(x).any(axis=-1).reshape(15, 15, -1)
+        for place, (row, column) in enumerate(np.ndindex(*(net.outputs[layer][:-1] or (1, 1)))):
+            top, left, bottom, right = net.receptive_field(layer, row, column)
+            rows, columns = (np.flatnonzero(reached[:, :, place].any(axis=axis)) for axis in (1, 0))
+            assert (top, left, bottom, right) == (rows[0], columns[0], rows[-1] + 1, columns[-1] + 1), (layer, row, column)
+
+
+def test_known_receptive_fields():
+    net = build("paper", 10)
+    sizes = {layer: net.receptive_field(layer, *(length // 2 for length in net.outputs[layer][:-1])) for layer in ("conv1", "pool1", "conv2", "pool2", "conv3", "conv4", "conv5")}
+    assert {name: bottom - top for name, (top, _, bottom, _) in sizes.items()} == {
+        "conv1": 11, "pool1": 19, "conv2": 51, "pool2": 67, "conv3": 99, "conv4": 131, "conv5": 163}      # 11 + 2 * 4, + 4 * 8, + 2 * 8, + 2 * 16 each
+    assert net.receptive_field("fc6") == net.receptive_field("fc8") == (0, 0, 227, 227)
 
 
 SCORE = Dense(3, relu=False)

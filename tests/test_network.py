@@ -498,6 +498,85 @@ def test_a_network_takes_a_devices_name_and_says_what_it_is():
         Network(net, "gpu", 3)
 
 
+# ---------------------------------------------------------------- down to the picture
+
+def scored(own, n, seed=0):
+    """Pictures and views of n centre crops, and weights of their classes' scores, for a network that takes a mean image."""
+    images, _, _ = drawn(own.net, n, seed, own.input.side)
+    return images, own.input.centre(n), np.random.default_rng(seed + 1).normal(size=(n, own.net.classes)).astype(np.float32)
+
+
+@pytest.mark.parametrize("net", [mini(), towers(), *(Net(OTHERS[name], 14, name) for name in OTHERS)], ids=lambda net: net.name)
+def test_the_gradient_of_the_input_is_the_derivative_of_the_score(net):
+    """Along the mean image, which the input kernel takes off each pixel: from the picture to the score and back, without dropout."""
+    own = Network(net, Reference(np.float64), 3, input=Input(net.size + 2, net.size, mean="image"), training=False, to_input=True)
+    images, views, wanted = scored(own, 3)
+    mean = np.random.default_rng(5).uniform(90, 150, (own.input.side, own.input.side, 3))
+
+    def score(values):
+        own.load_mean(values["mean"])
+        own.evaluate(images, np.zeros(3, np.int32), views)
+        return float((own.arrays[f"activation {list(net.layers)[-1]}"].reshape(3, -1) * wanted).sum())
+
+    score({"mean": mean})
+    found = np.zeros_like(mean)
+    found[1:-1, 1:-1] = -own.input_gradient(images, views, wanted).sum(axis=0) / 58
+    assert np.abs(found).max() > 0
+    assert check_direction(score, {"mean": mean}, {"mean": found}, directions=2, step=1e-6) == {}
+    with pytest.raises(AssertionError, match="derivative: worst at direction"):
+        check_direction(score, {"mean": mean}, {"mean": found * 1.01}, directions=2, step=1e-6)
+
+
+@pytest.mark.parametrize("conv", ["im2col", "winograd"])
+def test_the_gradient_of_the_input_agrees_with_the_reference(device, conv):
+    net, distances = mini(), []
+    pair = [network(net, place, 9, training=False, to_input=True, conv=conv) for place in (device, Reference(np.float64))]
+    for n in (9, 2, 9):
+        batch = scored(pair[0], n, seed=n + len(distances))
+        ours, truth = (own.input_gradient(*batch) for own in pair)
+        assert ours.shape == (n, net.size, net.size, 3)
+        distances.append(distance({"": ours}, {"": truth}))
+    assert np.median(distances) < 2e-5 and max(distances) < NEARLY, distances
+
+
+@pytest.mark.parametrize("name", ["LRN first", "dropout between convolutions", "ReLU between dense layers", "one dense layer", "convolutions only"])
+def test_the_gradient_of_the_input_on_some_cores(name):
+    net, distances = Net(OTHERS[name], 14, "other"), []
+    pair = [network(net, place, 17, training=False, to_input=True) for place in (CPU(2), Reference(np.float64))]
+    for n in (17, 3):
+        batch = scored(pair[0], n, seed=n)
+        distances.append(distance(*({"": own.input_gradient(*batch)} for own in pair)))
+        images, views, _ = batch
+        for own in pair:
+            own.evaluate(images, np.zeros(n, np.int32), views)
+        compare("probabilities", name, *(own.probabilities(n) for own in pair), tolerance=1e-4)
+    assert min(distances) < 2e-5 and max(distances) < NEARLY, distances
+
+
+def test_training_has_no_room_for_the_gradient_of_its_input():
+    net = mini()
+    plain, deep = (network(net, Reference(np.float64), 9, to_input=to_input) for to_input in (False, True))
+    assert {name for name in deep.arrays if name not in plain.arrays} == {"input wanted", "output input gradient", "prepared conv1.transposed"}
+    batch = drawn(net, 9)
+    for own in plain, deep:
+        own.train_step(*batch, 0, 0.01)
+    close(host(deep, deep.parameters), host(plain, plain.parameters), 0)
+    assert len(deep.tapes["train", 9].calls) == len(plain.tapes["train", 9].calls) + 1      # conv1's weights, transposed
+    deep.input_gradient(*scored(deep, 9))
+    deep.train_step(*batch, 1, 0.01)
+    plain.train_step(*batch, 1, 0.01)
+    close(host(deep, deep.parameters), host(plain, plain.parameters), 0)
+    images, views, wanted = scored(plain, 2)
+    with pytest.raises(RuntimeError, match="without the gradient of its input: make it with to_input=True"):
+        plain.input_gradient(images, views, wanted)
+    with pytest.raises(ValueError, match=r"wanted: expected shape \(2, 7\), got \(2, 6\)"):
+        deep.input_gradient(images, views, wanted[:, 1:])
+    lean = network(net, Reference(np.float64), 9, training=False, to_input=True)
+    assert not lean.velocity and list(lean.activations()) == list(deep.activations())
+    with pytest.raises(RuntimeError, match="evaluation only"):
+        lean.train_step(*batch, 0, 0.1)
+
+
 # ---------------------------------------------------------------- numbers and sentences
 
 @pytest.mark.parametrize("name, classes, parameters, giga", [
