@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .ops.pool import MaxPool
     from .ops.relu import ReLU
     from .optim import SGD, Adam, Schedule
+    from .run.explain import Explanation
     from .run.fit import fit
     from .run.history import History
     from .run.run import Run, load
@@ -33,13 +34,13 @@ if TYPE_CHECKING:
     from .run.trainer import Trainer
 
 # Where each name is: taken from there when it is first asked for, so that `import minialex` costs nothing.
-_PLACES = {"fit": "run.fit", "load": "run.run", "Run": "run.run", "History": "run.history", "Evaluation": "run.scores", "Trainer": "run.trainer",
+_PLACES = {"fit": "run.fit", "load": "run.run", "Run": "run.run", "History": "run.history", "Evaluation": "run.scores", "Explanation": "run.explain", "Trainer": "run.trainer",
            "Net": "nets", "Network": "network", "Conv": "ops.conv", "Dense": "ops.dense", "Dropout": "ops.dropout", "LRN": "ops.lrn",
            "MaxPool": "ops.pool", "ReLU": "ops.relu", "SGD": "optim", "Adam": "optim", "Schedule": "optim", "Input": "data.augment",
            "Loader": "data.loader", "open_data": "data.folder", "picture": "data.image", "open_device": "device", "UserError": "errors"}
 _ROOMS = "functional", "gradcheck", "nets"
 
-__all__ = ["Adam", "Conv", "Dense", "Dropout", "Evaluation", "History", "Input", "LRN", "Loader", "MaxPool", "Net", "Network", "ReLU", "Run", "SGD", "Schedule",
+__all__ = ["Adam", "Conv", "Dense", "Dropout", "Evaluation", "Explanation", "History", "Input", "LRN", "Loader", "MaxPool", "Net", "Network", "ReLU", "Run", "SGD", "Schedule",
            "Trainer", "UserError", "fit", "functional", "gradcheck", "load", "nets", "open_data", "open_device", "picture"]
 
 

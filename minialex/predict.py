@@ -18,6 +18,8 @@ from .files import require_place, stream_to, write_beside
 from .progress import on_terminal, silent
 from .run.run import Run
 
+MOST_EXPLAINED = 50
+
 FORMS = """
 CSV forms:
   plain   a header and a row for each image: image,class,probability and, with
@@ -88,6 +90,9 @@ def main(arguments=None):
     parser.add_argument("--ten-crop", action="store_true", help="average the probabilities of ten crops, corners and centre, each also mirrored")
     parser.add_argument("--csv", metavar="FILE", help="write to FILE instead of printing; its form is described below")
     parser.add_argument("--csv-form", choices=["plain", "ilsvrc"], help="default plain")
+    parser.add_argument("--explain", metavar="OUT.html", help="also write a page that shows for each image what of it counts, what the layers answer "
+                        "to, and the training images nearest to it in the last hidden layer")
+    parser.add_argument("--data", metavar="DIR", help="with --explain: the run's data, if it has moved")
     parser.add_argument("--checkpoint", choices=["best", "last"], help="default: the best by validation top-1, if there is one")
     parser.add_argument("--batch", type=int, default=32, help="images in a pass (default 32)")
     add_device(parser)
@@ -97,6 +102,10 @@ def main(arguments=None):
         require_place("--csv", args.csv)
     elif args.csv_form:
         raise UserError(f"--csv-form {form}: name the file to write too, with --csv FILE")
+    if args.explain is not None:
+        require_place("--explain", args.explain)
+    elif args.data is not None:
+        raise UserError("--data goes with --explain, which shows training images: give both, or neither")
     run = Run(args.run, args.checkpoint, args.device, args.threads)
     classes = run.classes
     most = min(5, len(classes)) if form == "ilsvrc" else len(classes)
@@ -105,8 +114,10 @@ def main(arguments=None):
         raise UserError(f"--top {top}: " + (f"a line of --csv-form ilsvrc has 1 to {most} classes" if most < len(classes) else
                                             f"the network of {shown(args.run)} knows {len(classes)} classes, so give a number from 1 to {most}"))
     source = open_all(args.path)
+    if args.explain is not None and len(source) > MOST_EXPLAINED:
+        raise UserError(f"--explain for {len(source):,} images: it takes seconds and a quarter of a megabyte for each, so give at most {MOST_EXPLAINED}")
     numbers = numbers_of(classes, source.root) if form == "ilsvrc" else None
-    refused, found, bar = [], [], on_terminal if args.csv is not None else silent
+    refused, found, readable, bar = [], [], [], on_terminal if args.csv is not None else silent
 
     def refuse(sentence):
         refused.append(sentence)
@@ -116,6 +127,7 @@ def main(arguments=None):
         with bar(total=len(source), unit="image") as done:
             for place, labels, likely in run.predictions(source, top, args.ten_crop, args.batch, refuse):
                 done.update()
+                readable.append(source.paths[place])
                 if args.csv is not None:
                     found.append((place, labels, likely))
                     continue
@@ -126,6 +138,9 @@ def main(arguments=None):
     if args.csv is not None:
         write_beside(args.csv, plain_csv(found, source, classes, top, len(args.path) == 1) if numbers is None else ilsvrc_lines(found, source, numbers))
         (warn if stream_to(args.csv) == 1 else say)(f"{shown(args.csv)}: {len(found)} images" + f", {len(refused)} unreadable left out" * bool(refused))
+    if args.explain is not None and readable:
+        run.explain(readable, args.explain, data=args.data, warn=warn, bar=on_terminal)
+        (warn if stream_to(args.explain) == 1 else say)(f"explained in {shown(args.explain)}")
     return 2 if refused else 0
 
 

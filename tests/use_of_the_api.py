@@ -22,6 +22,8 @@ def use(folder: str, image: Image.Image, array: np.ndarray) -> list[str]:
     run = minialex.load(folder, last=True, device="cpu")
     scores: minialex.Evaluation = run.evaluate("photos", ten_crop=True)
     page: Path = run.report()
+    why: list[minialex.Explanation] = run.explain(image, "why.html", neighbours=3)
+    assert why[0].neighbours is None or why[0].neighbours[0].distance >= 0 and why[0].channels["conv1"][0].sees
     return [f"{name} {probability:.1%}" for likely in run.predict(["a.jpg", image, array], top=3) for name, probability in likely] + [
         str(page), f"{scores.top1:.1%}"]
 

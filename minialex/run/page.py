@@ -16,6 +16,7 @@ from .advice import findings, percent
 from .settings import command_of
 
 SHOWN = 24              # augmented pictures
+COMPARED, NEAR = 5, 6   # mistakes beside training images, and how many of these
 NUMBERED = 20           # most classes whose confusion is written in numbers
 POINTED = 400           # cells of a larger confusion that say what they are
 NAME = 120              # letters of a class name that are shown where there is room
@@ -78,6 +79,8 @@ td.n { white-space: nowrap }
 .cards th { flex: 1; font-weight: inherit; overflow: hidden; white-space: nowrap }
 .batch { grid-template-columns: repeat(auto-fill, minmax(4.4rem, 1fr)); gap: .7rem .6rem }
 .batch figcaption { font-size: .72rem }
+.beside { grid-template-columns: repeat(7, minmax(0, 1fr)); margin-bottom: 1.2rem; break-inside: avoid }
+.beside figure:first-child { border-right: 1px solid var(--rule); padding-right: .6rem }
 .counts th, .counts td { padding: 0; border: 1px solid var(--hair) }
 .counts td { width: 1.9rem; min-width: 1.6rem; height: 1.6rem; text-align: center; vertical-align: middle; background: rgba(217, 118, 43, var(--s, 0)) }
 .counts td.diagonal { background: rgba(63, 111, 163, var(--s, 0)); font-weight: bold; outline: 1px solid var(--guide); outline-offset: -1px }
@@ -103,6 +106,7 @@ td.n { white-space: nowrap }
   .scroll th, .scroll td { padding-right: .7rem }
   .cards { grid-template-columns: repeat(2, minmax(0, 1fr)) }
   .batch { grid-template-columns: repeat(4, minmax(0, 1fr)) }
+  .beside figure:first-child { border: 0; padding: 0 }
   .counts { font-size: .74rem }
   .scroll .counts th, .scroll .counts td { padding-right: 0 }
   .scroll .counts tbody th { padding-right: .3rem }
@@ -116,13 +120,13 @@ td.n { white-space: nowrap }
 """
 
 
-def write(folder, config, metrics, *, filters=None, groups=1, seen=None, labels=None, predictions=None, mistakes=None, confusion=None, weights="last"):
+def write(folder, config, metrics, *, filters=None, groups=1, seen=None, labels=None, predictions=None, mistakes=None, confusion=None, neighbours=None, weights="last"):
     """Writes report.html and its PNGs into a run's folder; what is None, or missing from older metrics, has no section.
 
     config: of config.json; metrics: a dict for each epoch, as in metrics.jsonl. filters: the first layer's weight (KH, KW, C, F); groups:
     the towers it is split in. seen: uint8 (n, size, size, 3), pictures as augmented, and labels (n,) their classes. predictions and mistakes:
     [(picture uint8 (s, s, 3), true class or None, [(class, probability), ...], path), ...] and confusion: integers (classes, classes), row = true,
-    as `Collector.found` gives them. weights: "best" or "last", of which all this is.
+    as `Collector.found` gives them. neighbours: (name of the last hidden layer, [(one of the mistakes, its Neighbours), ...]). weights: "best" or "last", of which all this is.
     """
     from . import pictures      # here, since matplotlib takes long to import and not every command draws
     names, drawn, parts = [shown(name) for name in config["classes"]], {}, []
@@ -160,6 +164,11 @@ def write(folder, config, metrics, *, filters=None, groups=1, seen=None, labels=
     if mistakes:
         section("Surest mistakes", "Of all validation images that are taken for a wrong class, those of which the net is surest. It is worth a look "
                 "whether their labels are right.", cards(mistakes, names, pictures.photo))
+    if neighbours:
+        hidden, compared = neighbours
+        section("Mistakes and their neighbours", f"The surest mistakes, each beside the training images that are nearest to it in {hidden}, the last hidden "
+                "layer, by Euclidean distance (Krizhevsky 2012, figure 4). Green is the right class, red the one that the net says.",
+                "".join(beside(item, near, names, pictures.photo) for item, near in compared))
     if filters is not None:
         drawn["filters.png"] = pictures.filters(np.asarray(filters, np.float32), groups)
         towers = "; the upper and the lower half belong to the two towers of the net" * (groups == 2)
@@ -332,6 +341,18 @@ def cards(items, names, photo):
         shown_items.append(f"<figure>{image(photo(picture, 224), alt)}<figcaption>{label}{mark}{f'<small>{named(path, 22)}</small>' * bool(path)}</figcaption>"
                            f"<table><tbody>{rows}</tbody></table></figure>")
     return f'<div class="cards">{"".join(shown_items)}</div>'
+
+
+def beside(item, near, names, photo):
+    """A picture that is taken for a wrong class, and its nearest training images."""
+    picture, true, likely, path = item
+    said, right, told = names[likely[0][0]], names[true], shown(path) if path else "a validation image"
+    first = (f"<figure>{image(photo(picture, 160), f'{told} of class {right}, taken for {said}')}<figcaption><span class=right>{named(right, 12)}</span>"
+             f"<small>taken for {named(said, 12)}</small></figcaption></figure>")
+    return f'<div class="cards batch beside">{first}' + "".join(
+        f"<figure>{image(photo(of.picture, 160), f'training image {shown(of.path)}')}<figcaption>"
+        f'<span{" class=wrong" * (shown(of.name) == said)}{" class=right" * (shown(of.name) == right)}>{named(shown(of.name), 12)}</span>'
+        f"<small>{of.distance:.3g}</small></figcaption></figure>" for of in near) + "</div>"
 
 
 def each_class(confusion, names, few):

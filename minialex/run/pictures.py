@@ -209,6 +209,17 @@ def photo(picture: np.ndarray, side: int) -> bytes:
     return saved(image, "JPEG", quality=85)
 
 
+def heat(picture: np.ndarray, warm: np.ndarray, cold: np.ndarray | None = None, side: int = 480) -> bytes:
+    """A JPEG of a uint8 picture (s, s, 3), in pale grey, under orange where `warm` is 1 and blue where `cold` is; both of any shape, from 0 to 1."""
+    def enlarged(values: np.ndarray) -> np.ndarray:
+        return np.asarray(Image.fromarray(values.astype(np.float32)).resize((side, side), Image.Resampling.BICUBIC)).clip(0, 1)[..., None]
+    grey = Image.fromarray(picture).convert("L").resize((side, side), Image.Resampling.BICUBIC)
+    base, warmth = 70 + 0.68 * np.asarray(grey, np.float32)[..., None], 0.85 * enlarged(warm)
+    chill = 0.85 * enlarged(cold) if cold is not None else np.zeros_like(warmth)
+    mixed = base * (1 - warmth - chill).clip(0, 1) + warmth * np.array(ORANGE, np.float32) + chill * np.array(BLUE, np.float32)
+    return saved(Image.fromarray(np.rint(mixed.clip(0, 255)).astype(np.uint8)), "JPEG", quality=82)
+
+
 def filters(weight: np.ndarray, groups: int = 1) -> bytes:
     """A PNG of first-layer filters (KH, KW, C, F), each over its own range; of nets in `groups` towers, one tower's below the other's. Between them
     nothing is drawn."""

@@ -19,9 +19,11 @@ from ..data.shapes import default_set
 from ..device import check_name, open_device
 from ..device.base import Device
 from ..errors import UserError, shown
+from ..files import require_place
 from ..network import Network
 from ..progress import Bar, silent
-from . import checkpoint, page
+from . import checkpoint, page, why
+from .explain import Explanation, explain, features_of, hidden_layer, nearest
 from .folder import RunFolder, net_of
 from .history import History
 from .scores import Collector, Evaluation, evaluation, named_in, predictions, validate
@@ -88,14 +90,18 @@ class Run:
         with self._busy:
             network = self._network
             if network is None or network.batch < batch:
-                checkpoint.require(self.checkpoint)      # before anything is compiled
                 self._network = network = None      # its memory goes first
-                network = Network(self.net, self.device, batch, input=self.input, training=False, init=None,
-                                  conv=self.config.get("convolutions", "auto"))      # for the figures that training has told
-                checkpoint.restore(self.checkpoint, network)
-                network.load_mean(self._kept.mean(self.input))
-                self._network = network
+                self._network = network = self._made(batch)
             return network
+
+    def _made(self, batch: int, to_input: bool = False) -> Network:
+        """The trained network, for evaluation."""
+        checkpoint.require(self.checkpoint)      # before anything is compiled
+        network = Network(self.net, self.device, batch, input=self.input, training=False, init=None, to_input=to_input,
+                          conv=self.config.get("convolutions", "auto"))      # for the figures that training has told
+        checkpoint.restore(self.checkpoint, network)
+        network.load_mean(self._kept.mean(self.input))
+        return network
 
     def predict(self, pictures: Picture | Iterable[Picture], *, top: int = 5, ten_crop: bool = False) -> list[list[tuple[str, float]]]:
         """The likeliest classes of pictures: for each a list of `top` (class, probability), the likeliest first.
@@ -104,11 +110,7 @@ class Run:
         as training's validation was: centre crop; ten_crop=True averages over corners and centre, each also mirrored. UserError
         names a picture that cannot be read.
         """
-        single = isinstance(pictures, (str, os.PathLike, Image.Image)) or isinstance(pictures, np.ndarray) and pictures.ndim < 4
-        items: list[Any] = [pictures] if single else list(pictures) if isinstance(pictures, Iterable) else [pictures]
-        for item in items:
-            if not isinstance(item, (str, os.PathLike, Image.Image, np.ndarray)):
-                raise UserError(f"a picture is a path, a PIL image or a uint8 array, not {type(item).__name__} {item!r:.60}")
+        items = items_of(pictures)
         if not isinstance(top, int) or top < 1:
             raise UserError(f"top {top!r}: expected an integer of at least 1")
         if not items:
@@ -159,6 +161,32 @@ class Run:
                 began(source)
             return evaluation(network, self._loader(source, min(batch, network.batch), warn), ten_crop, left_out, strangers, bar)
 
+    def explain(self, pictures: Picture | Iterable[Picture], out: PathLike | None = None, *, channels: int = 6, neighbours: int = 6,
+                data: PathLike | None = None, warn: Callable[[str], Any] | None = None, bar: Bar = silent) -> list[Explanation]:
+        """Why the network takes pictures, which are given as to `predict`, for what it does: an Explanation of each. out: an HTML file to write it to, as a
+        page that needs nothing else.
+
+        So many channels of each convolution, and so many nearest training images, of which at most 10,000 are looked at, spread evenly over the
+        listing. data: as for `report`; where it is gone no neighbours are told, and warn(sentence) says so.
+        """
+        items, warn = items_of(pictures), warn or heard
+        if out is not None:
+            require_place("out", os.fspath(out))
+        if not items:
+            return []
+        with self._words(), self._busy:
+            images = self.input.prepare(items)
+            lacking, train = self._training_set(data, warn) if neighbours and hidden_layer(self.net) else ("the net has no hidden layer", None)
+            network = self._made(32, to_input=True)
+            found, features = explain(network, images, (os.fspath(item) if isinstance(item, (str, os.PathLike)) else None for item in items), self.classes,
+                                      channels, bar)
+            if train is not None:
+                for own, near in zip(found, nearest(network, features, train, neighbours, workers=self.device.decoders, warn=warn, bar=bar)):
+                    own.neighbours = near
+            if out is not None:
+                why.write(out, self.config, self._kept.metrics(), found, hidden_layer(self.net), lacking)
+        return found
+
     def report(self, data: PathLike | None = None, *, warn: Callable[[str], Any] | None = None) -> Path:
         """Writes report.html, curve.png and filters.png anew. -> the page's path
 
@@ -190,7 +218,25 @@ class Run:
         with contextlib.closing(loader.epoch(0)) as batches:
             first = next(batch for batch in batches if len(batch))
         views = input.draw(seed, 0, first.index)
-        return collector.found() | {"seen": page.augmented(input, first.images, views, self.device, self._kept.mean(input)), "labels": first.labels}
+        found = collector.found()
+        hidden, wrong = hidden_layer(self.net), found["mistakes"][:page.COMPARED]
+        if hidden and wrong:
+            if len(network.arrays[f"activation {hidden}"]) < network.batch:      # it is kept for a few images at a time
+                network = self._made(32, to_input=True)
+            features = features_of(network, np.stack([picture for picture, *_ in wrong]))
+            near = nearest(network, features, train, page.NEAR, workers=self.device.decoders, warn=warn)
+            found["neighbours"] = hidden, list(zip(wrong, near))
+        return found | {"seen": page.augmented(input, first.images, views, self.device, self._kept.mean(input)), "labels": first.labels}
+
+    def _training_set(self, data: PathLike | None, warn: Callable[[str], Any]) -> tuple[str, Any]:
+        """("", the training set), or (why it is not there, None), which warn(sentence) is told too; a UserError if `data` does not hold it."""
+        try:
+            return "", self.data(data, warn)[0]
+        except UserError as error:
+            if data is not None:
+                raise
+            warn(f"{error}; without the run's data (--data DIR, if it has moved) no training images are told that are like the pictures")
+            return "the run's training images are no longer where they were", None
 
     def data(self, data: PathLike | None = None, warn: Callable[[str], Any] | None = None) -> tuple[Any, Any]:
         """(train, val), the run's data sources; data: where they are, if they have moved. warn(sentence) tells what was left out of them."""
@@ -206,6 +252,16 @@ class Run:
         """Batches of a source's pictures in their order, prepared for this run's network."""
         return Loader(source, self.input.side, batch, fit=self.input.fit, shuffle=False, cache_mb=0, workers=self.device.decoders, room=self.device.pictures,
                       warn=warn or heard)
+
+
+def items_of(pictures: Picture | Iterable[Picture]) -> list[Any]:
+    """The pictures that a method is given, one of which counts as a list of one; a UserError says what is none."""
+    single = isinstance(pictures, (str, os.PathLike, Image.Image)) or isinstance(pictures, np.ndarray) and pictures.ndim < 4
+    items: list[Any] = [pictures] if single else list(pictures) if isinstance(pictures, Iterable) else [pictures]
+    for item in items:
+        if not isinstance(item, (str, os.PathLike, Image.Image, np.ndarray)):
+            raise UserError(f"a picture is a path, a PIL image or a uint8 array, not {type(item).__name__} {item!r:.60}")
+    return items
 
 
 def load(run: PathLike, *, last: bool = False, device: str | Device | None = "auto", threads: int | None = None) -> Run:

@@ -9,13 +9,14 @@ import shlex
 import shutil
 import subprocess
 import sys
-from html import escape, unescape
+from html import escape
 from html.parser import HTMLParser
 from types import SimpleNamespace
 
 import matplotlib
 import numpy as np
 import pytest
+from browser import opened
 from odd_files import photograph
 from PIL import Image
 
@@ -586,42 +587,16 @@ def test_ten_classes_of_photographs_stay_below_a_megabyte(tmp_path):
     assert 200_000 < (tmp_path / "report.html").stat().st_size < 800_000
 
 
-WHAT_A_BROWSER_SEES = """<script>addEventListener('load', () => setTimeout(() => {
-  const out = document.documentElement, beyond = [...document.querySelectorAll('body *')].filter(e => e.getBoundingClientRect().right > innerWidth + 1 && !e.closest('.scroll'));
-  const texts = [...document.querySelectorAll('.chart text')].map(t => t.getBoundingClientRect().height);
-  const narrow = [...document.querySelectorAll('th:not(.counts th), td.long')].filter(e => e.innerText.length > 3 && e.getBoundingClientRect().width < 24);
-  document.title = JSON.stringify({images: [...document.images].map(i => i.naturalWidth), room: innerWidth, width: out.scrollWidth, beyond: beyond.map(e => e.outerHTML.slice(0, 80)),
-    text: Math.min(...texts), narrow: narrow.map(e => e.innerText), paper: getComputedStyle(document.body).backgroundColor, ink: getComputedStyle(document.body).color})
-}, 100))</script>"""
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("classes", [2, 20, 1000])
 @pytest.mark.parametrize("width", [360, 453, 1280])
 @pytest.mark.parametrize("dark", [False, True])
 def test_a_browser_shows_it(tmp_path, classes, width, dark):
-    browser = shutil.which("chromium")
-    if not browser:
-        pytest.skip("no chromium here (apt-get install chromium)")
     names = [f"<b>{i}</b> & \"a\" ニホンザル_{'very_long_' * (i % 7)}" for i in range(classes)]
     metrics = [epoch(i, layers={name: epoch(1)["layers"]["conv2"] for name in ("conv1", "a layer of a long name", "x" * 60)}) for i in range(1, 5)]
     page.write(tmp_path, config(names, data=f"/a/<i>b/{'x' * 300}") | {"began": "2026-01-01 00:00"}, metrics, **everything(classes))
     whole = (tmp_path / "report.html").read_text()
-
-    def opened(text):
-        """(what a script sees in the page, lines of the console) of a page in a frame as wide as is asked for: a window may not be narrow."""
-        (tmp_path / "opened.html").write_text(text.replace("</body>", WHAT_A_BROWSER_SEES + "</body>"))
-        (tmp_path / "frame.html").write_text(f"<meta name=color-scheme content='light dark'><iframe src=opened.html style='width:{width}px;height:9000px;border:0'></iframe>"
-                                             "<script>onload = () => setTimeout(() => document.title = frames[0].document.title, 900)</script>")
-        done = subprocess.run([browser, "--headless=new", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files", f"--user-data-dir={tmp_path / 'profile'}",
-                               f"--blink-settings=preferredColorScheme={0 if dark else 1}", "--enable-logging=stderr", "--v=0", "--virtual-time-budget=5000", "--dump-dom",
-                               f"file://{tmp_path / 'frame.html'}"], capture_output=True, text=True, timeout=120)
-        assert done.returncode == 0, done.stderr
-        told = re.search(r"<title>({.*?})</title>", done.stdout)
-        assert told, done.stdout[-2000:]
-        return json.loads(unescape(told[1])), [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-
-    seen, console = opened(whole)
+    seen, console = opened(whole, tmp_path, width, dark)
     assert console == [] and len(seen["images"]) == 12 and min(seen["images"]) > 50 and seen["room"] == width
     assert seen["width"] <= width and seen["beyond"] == [] and seen["narrow"] == [] and seen["text"] >= 10, seen
     brightness = [sum(map(int, re.findall(r"\d+", seen[name])[:3])) for name in ("paper", "ink")]
@@ -630,6 +605,6 @@ def test_a_browser_shows_it(tmp_path, classes, width, dark):
         return
     # What these checks would say of a page that is not right.
     broken = re.sub(r"base64,[^\"]{80}", "base64,AAAA", whole, count=1).replace("</header>", "</header><script>fail()</script><p style='width:9999px'>wide</p>")
-    seen, console = opened(broken.replace("prefers-color-scheme: dark", "print"))
+    seen, console = opened(broken.replace("prefers-color-scheme: dark", "print"), tmp_path, width, dark)
     assert 0 in seen["images"] and seen["width"] > width and seen["beyond"] and any("fail is not defined" in line for line in console)
     assert not dark or seen["paper"] == "rgb(255, 255, 255)"
