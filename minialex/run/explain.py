@@ -20,11 +20,13 @@ MOST = 10_000                          # training images that are looked at for 
 
 @dataclass(frozen=True)
 class Channel:
-    """A channel's largest value, after ReLU, and the part of the picture that it depends on: (top, left, bottom, right) in pixels of `Explanation.picture`."""
+    """A channel's largest value, after ReLU, and the part of the picture that it depends on: (top, left, bottom, right) in pixels of `Explanation.picture`.
+    active: float32 (height, width), all its values."""
 
     number: int
     value: float
     sees: tuple[int, int, int, int]
+    active: np.ndarray = field(compare=False, repr=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,7 +118,7 @@ def strongest(net: Net, active: dict[str, np.ndarray], most: int) -> dict[str, l
         height, width, channels = active[name].shape
         values = active[name].reshape(-1, channels)
         at, top = values.argmax(axis=0), values.max(axis=0)
-        found[name] = [Channel(k, float(top[k]), net.receptive_field(name, *divmod(int(at[k]), width)))
+        found[name] = [Channel(k, float(top[k]), net.receptive_field(name, *divmod(int(at[k]), width)), active[name][:, :, k].copy())
                        for k in np.argsort(-top, kind="stable")[:most].tolist() if top[k] > 0]
     return found
 

@@ -19,6 +19,7 @@ SHOWN = 24              # augmented pictures
 COMPARED, NEAR = 5, 6   # mistakes beside training images, and how many of these
 NUMBERED = 20           # most classes whose confusion is written in numbers
 POINTED = 400           # cells of a larger confusion that say what they are
+PNG = b"\x89PNG"
 NAME = 120              # letters of a class name that are shown where there is room
 
 CSS = """
@@ -273,8 +274,12 @@ def charts(*parts):
 
 def image(data, alt):
     """Of a JPEG's or PNG's bytes; a PNG is small, and enlarged pixel by pixel."""
-    png = data[:4] == b"\x89PNG"
-    return (f'<img src="data:image/{"png" if png else "jpeg"};base64,{base64.b64encode(data).decode()}" alt="{escape(alt)}"{" class=pixels" * png} loading="lazy">')
+    return f'<img src="{inlined(data)}" alt="{escape(alt)}"{" class=pixels" * (data[:4] == PNG)} loading="lazy">'
+
+
+def inlined(data):
+    """The address of a JPEG's or PNG's bytes, which holds them."""
+    return f'data:image/{"png" if data[:4] == PNG else "jpeg"};base64,{base64.b64encode(data).decode()}'
 
 
 def named(name, room=NAME):
@@ -352,7 +357,7 @@ def beside(item, near, names, photo):
     return f'<div class="cards batch beside">{first}' + "".join(
         f"<figure>{image(photo(of.picture, 160), f'training image {shown(of.path)}')}<figcaption>"
         f'<span{" class=wrong" * (shown(of.name) == said)}{" class=right" * (shown(of.name) == right)}>{named(shown(of.name), 12)}</span>'
-        f"<small>{of.distance:.3g}</small></figcaption></figure>" for of in near) + "</div>"
+        f"<small>{of.distance:#.3g}</small></figcaption></figure>" for of in near) + "</div>"
 
 
 def each_class(confusion, names, few):

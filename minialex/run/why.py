@@ -36,7 +36,6 @@ h3 small { font-weight: normal; font-size: .84rem; color: var(--pale); margin-le
 .layer p small { display: block; font-size: .76rem; color: var(--pale) }
 .layer .cards img { aspect-ratio: 1; object-fit: contain; background: var(--band) }
 .layer .near figure:first-child img { outline: 2.5px solid #ff8a2b }
-.hidden { position: absolute; width: 0; height: 0 }
 @media (max-width: 33rem) {
   .trio { grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 1rem }
   .trio figure:first-child { grid-column: 1 / -1 }
@@ -67,7 +66,7 @@ def write(path, config, metrics, explanations, hidden=None, lacking=""):
     about = f"{len(explanations)} picture{'s' * (len(explanations) != 1)} at {config['size']} × {config['size']} pixels, {len(config['classes']):,} classes."
     if best:
         about += f" The net is right on {percent(best['val_top1'])} of its validation images, after epoch {best['epoch']}."
-    parts = [explained(number, found, hidden, lacking, pictures) for number, found in enumerate(explanations)]
+    parts = [explained(found, hidden, lacking, pictures) for found in explanations]
     method = "".join(f"<p><b>{escape(name)}:</b> {escape(text)}</p>" for name, text in METHOD)
     whole = (f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
              f'<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light dark"><style>{CSS}</style></head>\n'
@@ -76,10 +75,9 @@ def write(path, config, metrics, explanations, hidden=None, lacking=""):
     write_beside(path, re.sub(r"(?<=\d) %", "\u00a0%", whole))      # no line ends before a percent sign
 
 
-def explained(number, found, hidden, lacking, pictures):
+def explained(found, hidden, lacking, pictures):
     """The section of one Explanation."""
     (name, p), path = found.classes[0], shown(found.path) if found.path else ""
-    size = len(found.picture)
     rows = "".join(f'<tr{" class=true" * (i == 0)} style="--p:{100 * of:.0f}%"><th>{page.named(shown(other), 24)}</th><td class=n>{share(of)}</td></tr>'
                    for i, (other, of) in enumerate(found.classes))
     trio = [f"<figure>{page.image(pictures.photo(found.picture, 480), f'the picture, taken for {shown(name)} with {share(p)}')}"
@@ -93,8 +91,8 @@ def explained(number, found, hidden, lacking, pictures):
     elif lacking:
         parts.append(f"<h3>Nearest training images</h3><p class=note>None are shown: {escape(lacking)}.</p>")
     if found.channels:
-        parts.append("<h3>Strongest channels <small>and the part of the picture that each sees, the strongest outlined in orange</small></h3>"
-                     + layers(number, found, size, pictures))
+        parts.append("<h3>Strongest channels <small>and the part of the picture that each sees; where that is more than half of it, where each is active</small></h3>"
+                     + layers(found, pictures))
     return f'<section class="why">{"".join(parts)}</section>'
 
 
@@ -145,33 +143,41 @@ def neighbours(near, name, pictures):
     return '<div class="cards near">' + "".join(
         f"<figure>{page.image(pictures.photo(of.picture, 224), f'training image {shown(of.path)}')}<figcaption>"
         f'<span class="{"right" if of.name == name else "wrong"}">{page.named(shown(of.name), 18)}</span>'
-        f"<small>{'the same picture' if of.distance == 0 else f'distance {of.distance:.3g}'}</small></figcaption></figure>" for of in near) + "</div>"
+        f"<small>{'the same picture' if of.distance == 0 else f'distance {of.distance:#.3g}'}</small></figcaption></figure>" for of in near) + "</div>"
 
 
-def layers(number, found, size, pictures):
+def layers(found, pictures):
     """Of each convolution where its strongest channels look, and what is there."""
-    whole = page.image(pictures.photo(found.picture, 240), "")
-    source = re.search(r'src="([^"]*)"', whole)[1]
-    parts = [f'<svg class="hidden" aria-hidden="true"><symbol id="picture{number}" viewBox="0 0 {size} {size}">'
-             f'<image width="{size}" height="{size}" opacity=".6" href="{source}"/></symbol></svg>']
+    parts, size = [], len(found.picture)
     for layer, channels in found.channels.items():
         if not channels:
             continue
-        boxes = "".join(f'<rect x="{left}" y="{top}" width="{right - left}" height="{bottom - top}"{" class=first" * (i == 0)}/>'
+        boxes = "".join(f'<rect class="{"other" if i else "first"}" x="{left}" y="{top}" width="{right - left}" height="{bottom - top}"/>'
                         for i, (top, left, bottom, right) in reversed(list(enumerate(channel.sees for channel in channels))))
         top, left, bottom, right = max((channel.sees for channel in channels), key=lambda sees: (sees[2] - sees[0]) * (sees[3] - sees[1]))
-        crops = "".join(f"<figure>{page.image(pictures.photo(part(found.picture, of.sees), 160), f'what channel {of.number} of {layer} sees')}"
-                        f"<figcaption>channel {of.number}<small>{of.value:.3g}</small></figcaption></figure>" for of in channels)
+        large = 2 * (bottom - top) * (right - left) > size ** 2
+        crops = "".join(f"<figure>{looking(found.picture, layer, of, large, pictures)}<figcaption>channel {of.number}<small>{of.value:.3g}</small></figcaption></figure>"
+                        for of in channels)
+        where = active(found.picture, channels[0], pictures, 240)
         parts.append(f'<div class="layer"><div><p>{page.named(layer, 24)}<small>up to {bottom - top} × {right - left} pixels</small></p>'
                      f'<svg viewBox="0 0 {size} {size}" role="img" aria-label="where the strongest channels of {escape(layer)} look">'
-                     f'<use href="#picture{number}" width="{size}" height="{size}"/>{boxes}</svg></div><div class="cards near">{crops}</div></div>')
+                     f'<image width="{size}" height="{size}" href="{page.inlined(where)}"/>{boxes}</svg></div><div class="cards near">{crops}</div></div>')
     return "".join(parts)
 
 
-def part(picture, sees):
-    """The pixels of a receptive field, of which one that lies in the padding alone has none."""
-    top, left, bottom, right = sees
-    return picture[top:bottom, left:right] if top < bottom and left < right else np.full((1, 1, 3), 128, np.uint8)
+def active(picture, channel, pictures, side):
+    """A JPEG of where a channel is active, over the picture."""
+    return pictures.heat(picture, channel.active / channel.value, side=side)
+
+
+def looking(picture, layer, channel, large, pictures):
+    """The pixels of a channel's receptive field, of which one that lies in the padding alone has none; or, where fields are large,
+    where the channel is active."""
+    top, left, bottom, right = channel.sees
+    if large:
+        return page.image(active(picture, channel, pictures, 160), f"where channel {channel.number} of {layer} is active")
+    seen = picture[top:bottom, left:right] if top < bottom and left < right else np.full((1, 1, 3), 128, np.uint8)
+    return page.image(pictures.photo(seen, 160), f"what channel {channel.number} of {layer} sees")
 
 
 def share(p):
