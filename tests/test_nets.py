@@ -37,7 +37,7 @@ def test_a_net_knows_its_classes_and_shapes():
 FIELDS = {
     "own": own().layers, "pads": {"conv1": Conv(3, 4, stride=3, pad=((3, 0), (1, 2))), "pool1": MaxPool((2, 3), (1, 2), pad=((1, 0), (0, 1)), ceil=True),
                                   "conv2": Conv(4, 3, pad=2), "norm2": LRN(3), "pool2": MaxPool(2), "fc": Dense(3, relu=False)},
-    "gaps": {"conv1": Conv(4, 2, stride=3), "pool1": MaxPool(2, 3), "fc1": Dense(5), "fc2": Dense(2, relu=False)}}
+    "gaps": {"conv1": Conv(4, 2, stride=3), "pool1": MaxPool(2), "fc1": Dense(5), "fc2": Dense(2, relu=False)}}
 
 
 @pytest.mark.parametrize("name", FIELDS)

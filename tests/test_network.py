@@ -553,6 +553,15 @@ def test_the_gradient_of_the_input_on_some_cores(name):
     assert min(distances) < 2e-5 and max(distances) < NEARLY, distances
 
 
+@pytest.mark.parametrize("conv", ["im2col", "winograd"])
+def test_there_is_room_for_the_first_layers_columns(conv):
+    """Those of its input's gradient are gathered from whole images, where the other passes take some lines."""
+    net = Net({"conv1": Conv(4, 5, pad=2), "pool1": MaxPool(9, 9), "fc": Dense(7, relu=False)}, 81)
+    pair = [network(net, place, 2, training=False, to_input=True, conv=conv) for place in (CPU(1), Reference(np.float64))]
+    batch = scored(pair[0], 2)
+    compare("gradient", conv, *(own.input_gradient(*batch) for own in pair), tolerance=1e-4)
+
+
 def test_training_has_no_room_for_the_gradient_of_its_input():
     net = mini()
     plain, deep = (network(net, Reference(np.float64), 9, to_input=to_input) for to_input in (False, True))

@@ -16,7 +16,7 @@ from .advice import findings, percent
 from .settings import command_of
 
 SHOWN = 24              # augmented pictures
-COMPARED, NEAR = 5, 6   # mistakes beside training images, and how many of these
+COMPARED, NEAR = 5, 7   # mistakes beside training images, and how many of these
 NUMBERED = 20           # most classes whose confusion is written in numbers
 POINTED = 400           # cells of a larger confusion that say what they are
 PNG = b"\x89PNG"
@@ -80,8 +80,9 @@ td.n { white-space: nowrap }
 .cards th { flex: 1; font-weight: inherit; overflow: hidden; white-space: nowrap }
 .batch { grid-template-columns: repeat(auto-fill, minmax(4.4rem, 1fr)); gap: .7rem .6rem }
 .batch figcaption { font-size: .72rem }
-.beside { grid-template-columns: repeat(7, minmax(0, 1fr)); margin-bottom: 1.2rem; break-inside: avoid }
-.beside figure:first-child { border-right: 1px solid var(--rule); padding-right: .6rem }
+.beside { grid-template-columns: repeat(8, minmax(0, 1fr)); margin-bottom: 1.2rem; break-inside: avoid }
+.beside figure:first-child { position: relative }
+.beside figure:first-child::after { content: ""; position: absolute; top: 0; bottom: 0; right: -.32rem; border-right: 1px solid var(--rule) }
 .counts th, .counts td { padding: 0; border: 1px solid var(--hair) }
 .counts td { width: 1.9rem; min-width: 1.6rem; height: 1.6rem; text-align: center; vertical-align: middle; background: rgba(217, 118, 43, var(--s, 0)) }
 .counts td.diagonal { background: rgba(63, 111, 163, var(--s, 0)); font-weight: bold; outline: 1px solid var(--guide); outline-offset: -1px }
@@ -107,7 +108,7 @@ td.n { white-space: nowrap }
   .scroll th, .scroll td { padding-right: .7rem }
   .cards { grid-template-columns: repeat(2, minmax(0, 1fr)) }
   .batch { grid-template-columns: repeat(4, minmax(0, 1fr)) }
-  .beside figure:first-child { border: 0; padding: 0 }
+  .beside figure:first-child::after { border: 0 }
   .counts { font-size: .74rem }
   .scroll .counts th, .scroll .counts td { padding-right: 0 }
   .scroll .counts tbody th { padding-right: .3rem }

@@ -215,9 +215,9 @@ def test_a_report_sets_its_surest_mistakes_beside_training_images(finished, own_
     hidden, compared = told["neighbours"]
     assert hidden == "fc7" and [item for item, _ in compared] == told["mistakes"][:5] and len(compared)
     [near] = [near for (_, _, _, path), near in compared if path == "blue/red.jpg"]
-    assert len(near) == 6 and {own.name for own in near} == {"red"} and [own.distance for own in near] == sorted(own.distance for own in near)
+    assert len(near) == 7 and {own.name for own in near} == {"red"} and [own.distance for own in near] == sorted(own.distance for own in near)
     html = page.beside(*compared[0], run.classes, lambda picture, side: b"")
-    assert html.count("<figure>") == 7 and "taken for" in html and re.search("distance|<small>\\d", html)
+    assert html.count("<figure>") == 8 and "taken for" in html and re.search("distance|<small>\\d", html)
 
 
 def test_pictures_of_any_kind_are_explained(run):
