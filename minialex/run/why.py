@@ -87,7 +87,7 @@ def explained(found, hidden, lacking, pictures):
     if found.neighbours:
         alike = sum(near.name == name for near in found.neighbours)
         parts.append(f"<h3>Nearest training images <small>by distance in {escape(hidden)}; {alike} of {len(found.neighbours)} are of class "
-                     f"{page.named(shown(name), 40)}</small></h3>" + neighbours(found.neighbours, name, pictures))
+                     f"{page.named(shown(name), 40)}</small></h3>" + neighbours(found, name, pictures))
     elif lacking:
         parts.append(f"<h3>Nearest training images</h3><p class=note>None are shown: {escape(lacking)}.</p>")
     if found.channels:
@@ -138,12 +138,12 @@ def scale(ends):
     return f"<div class=scale>{''.join(parts)}</div>"
 
 
-def neighbours(near, name, pictures):
-    """Training images with their class and distance."""
+def neighbours(found, name, pictures):
+    """Training images with their class and distance, of which rounding leaves something where the picture is itself one of them."""
     return '<div class="cards near">' + "".join(
         f"<figure>{page.image(pictures.photo(of.picture, 224), f'training image {shown(of.path)}')}<figcaption>"
         f'<span class="{"right" if of.name == name else "wrong"}">{page.named(shown(of.name), 18)}</span>'
-        f"<small>{'the same picture' if of.distance == 0 else f'distance {of.distance:#.3g}'}</small></figcaption></figure>" for of in near) + "</div>"
+        f"<small>{'the same picture' if np.array_equal(of.picture, found.picture) else f'distance {of.distance:#.3g}'}</small></figcaption></figure>" for of in found.neighbours) + "</div>"
 
 
 def layers(found, pictures):
