@@ -21,6 +21,7 @@ h3 small { font-weight: normal; font-size: .84rem; color: var(--pale); margin-le
 .trio { grid-template-columns: repeat(3, minmax(0, 1fr)); gap: 1.4rem; margin-top: .9rem }
 .cards.trio img { width: 100%; aspect-ratio: 1; object-fit: cover }
 .trio table { margin-top: .5rem }
+.cards.trio figcaption > span { white-space: normal }
 .scale { display: flex; gap: .5em; align-items: center; font-size: .76rem; color: var(--pale); margin-top: .5rem;
          font-variant-numeric: tabular-nums lining-nums }
 .scale span { white-space: nowrap }

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -230,11 +231,34 @@ def test_pictures_of_any_kind_are_explained(run):
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [360, 453, 1280])
 @pytest.mark.parametrize("dark", [False, True])
-def test_a_browser_shows_it(found, tmp_path, width, dark):
+def test_a_browser_shows_it(run, found, tmp_path, width, dark):
     """Long names and paths, too, lie within the page."""
-    long = found[1].replace(">red<", f">{'very_long_' * 20}<").replace("00.jpg", f"{'x' * 200}.jpg")
-    seen, console = opened(long, tmp_path, width, dark)
-    assert console == [] and len(seen["images"]) == 2 * (3 + 4 + 5 * 3) and min(seen["images"]) >= 11 and seen["room"] == width
+    long = [replace(own, path="x" * 200, classes=[("very_long_" * 20, p) for _, p in own.classes], covered=[["ニホンザル_" * 20] * 16] * 16,
+                    neighbours=[replace(near, name="ニホンザル_" * 20) for near in own.neighbours]) for own in found[0]]
+    why.write(tmp_path / "why.html", run.config, run.history, long, "fc7")
+    seen, console = opened((tmp_path / "why.html").read_text(encoding="utf-8"), tmp_path, width, dark)
+    assert console == [] and len(seen["images"]) == 2 * (3 + 4 + 5 * 3) and min(seen["images"]) >= 5 and seen["room"] == width
     assert seen["width"] <= width and seen["beyond"] == [] and seen["narrow"] == [], seen
     brightness = [sum(map(int, re.findall(r"\d+", seen[name])[:3])) for name in ("paper", "ink")]
     assert (brightness[0] < 100 and brightness[1] > 500) if dark else (brightness[0] == 765 and brightness[1] < 150)
+
+
+@pytest.mark.slow
+def test_nets_without_dense_or_hidden_layers(own_pictures, tmp_path, monkeypatch):
+    """Of convolutions alone, which evaluation keeps for a few images at a time, and of one layer, which has no neighbours to tell."""
+    (own_pictures / "train/red/damaged.jpg").unlink()
+    (own_pictures / "val/red/00.jpg").rename(own_pictures / "val/blue/red.jpg")
+    told, image = {}, own_pictures / "val/red/01.jpg"
+    monkeypatch.setattr(page, "write", lambda *args, **found: told.update(found))
+    towers = {"conv1": Conv(8, 9, stride=3), "conv2": Conv(8, 5, stride=4), "score": Conv(3, 5, relu=False)}
+    for layers, hidden in (towers, "conv2"), ({"fc": Dense(3, relu=False)}, None):
+        run = minialex.fit(own_pictures, net=Net(layers, 72), out=tmp_path / str(hidden), epochs=1, lr=1e-4, batch=8, device="cpu", progress=False)
+        told.clear()
+        run.report()
+        if hidden:
+            assert told["neighbours"][0] == hidden and all(len(near) == 7 for _, near in told["neighbours"][1])
+        else:
+            assert "neighbours" not in told
+        [own] = run.explain(image, tmp_path / "why.html")
+        assert (own.neighbours is None) == (hidden is None) and list(own.channels) == ["conv1", "conv2"] * (hidden is not None)
+        assert ("the net has no hidden layer" in (tmp_path / "why.html").read_text(encoding="utf-8")) == (hidden is None)
