@@ -12,7 +12,7 @@ from .advice import percent
 
 CSS = page.CSS + """
 body { max-width: 64rem }
-header p, section > p, .note { max-width: 46rem }
+section > p { max-width: 46rem }
 section.why { border-bottom: 1px solid var(--rule); padding-bottom: 2rem }
 h2 { font-size: 1.45rem; font-weight: normal; line-height: 1.25; overflow-wrap: anywhere }
 h2 small { font-size: 1rem; color: var(--pale); margin-left: .4em }
