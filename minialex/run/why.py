@@ -109,8 +109,8 @@ def occlusion(found, pictures):
     told = f"With a grey square over a part of it, the probability lies from {share(low)} to {share(high)}. "
     told += (f"At {len(others)} of {found.occlusion.size} places the net then says something else, most often {page.named(shown(instead), 30)}." if instead else
              "Wherever the square is, the net still says the same.")
-    ends = scale([(share(low), pictures.ORANGE, fall / largest)] * (fall >= 0.005) + [(share(p), pictures.ORANGE, 0)]
-                 + [(share(high), pictures.BLUE, rise / largest)] * (rise >= 0.005))
+    ends = scale([(share(low), pictures.ORANGE, fall / largest)] * (share(low) != share(p)) + [(share(p), pictures.ORANGE, 0)]
+                 + [(share(high), pictures.BLUE, rise / largest)] * (share(high) != share(p)))
     alt = f"where a grey square changes the probability of {shown(name)}: from {share(p)} to {share(low)} at the least"
     return (f"<figure>{page.image(pictures.heat(found.picture, change.clip(0, 1), (-change).clip(0, 1)), alt)}{ends}"
             f"<figcaption><b>Occlusion</b> {told}</figcaption></figure>")
