@@ -1,4 +1,4 @@
-"""python -m minialex.report RUN: writes a run's report.html anew; training writes the same after each epoch."""
+"""python -m minialex.report RUN: writes a run's report.html anew; training writes the same after each epoch, but for the neighbours of mistakes."""
 
 from . import interrupts      # first: imports take a while, in which Ctrl-C ends the process without a word
 

@@ -134,7 +134,8 @@ def test_a_report_of_a_run(finished, tmp_path):
     before = (out / "report.html").read_text()
     (out / "report.html").unlink()
     assert minialex.load(out, last=True, device="cpu").report(warn=str) == out / "report.html"
-    assert re.findall("<h2>[^<]*</h2>", (out / "report.html").read_text()) == re.findall("<h2>[^<]*</h2>", before)
+    headings, then = (re.findall("<h2>([^<]*)</h2>", text) for text in ((out / "report.html").read_text(), before))
+    assert [heading for heading in headings if heading != "Mistakes and their neighbours"] == then != headings      # for which training does not stop
 
 
 OWN = {"stem": minialex.Conv(16, 7, stride=4, std=0.02), "pool": minialex.MaxPool(3, 2), "drop": minialex.Dropout(0.1),
