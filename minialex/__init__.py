@@ -38,7 +38,7 @@ _PLACES = {"fit": "run.fit", "load": "run.run", "Run": "run.run", "History": "ru
            "Net": "nets", "Network": "network", "Conv": "ops.conv", "Dense": "ops.dense", "Dropout": "ops.dropout", "LRN": "ops.lrn",
            "MaxPool": "ops.pool", "ReLU": "ops.relu", "SGD": "optim", "Adam": "optim", "Schedule": "optim", "Input": "data.augment",
            "Loader": "data.loader", "open_data": "data.folder", "picture": "data.image", "open_device": "device", "UserError": "errors"}
-_ROOMS = "functional", "gradcheck", "nets"
+_ROOMS = "functional", "gradcheck", "nets", "onnx"      # the last needs a package that may be missing, and so is in no list
 
 __all__ = ["Adam", "Conv", "Dense", "Dropout", "Evaluation", "Explanation", "History", "Input", "LRN", "Loader", "MaxPool", "Net", "Network", "ReLU", "Run", "SGD", "Schedule",
            "Trainer", "UserError", "fit", "functional", "gradcheck", "load", "nets", "open_data", "open_device", "picture"]

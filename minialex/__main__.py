@@ -13,6 +13,7 @@ COMMANDS = {
     "train": "train a net on folders of images, or go on with a run",
     "evaluate": "score a trained net on labelled images",
     "predict": "the likeliest classes of images",
+    "export": "write a trained net to an ONNX file",
     "report": "write a run's report anew",
     "describe": "a net's layers, parameters and memory",
     "data": "pack images into files that training reads without decoding, or check such files",

@@ -84,7 +84,7 @@ def numbers_of(classes, root):
 
 def main(arguments=None):
     parser = parser_of("predict", "Say what a trained network sees in images.", epilog=FORMS, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", help="run folder of minialex.train")
+    parser.add_argument("run", help="run folder of minialex.train, or an ONNX file (FILE.onnx) of an AlexNet from anywhere")
     parser.add_argument("path", nargs="+", help="image files, folders (those in them are taken too, sorted), or text files with a path in each line")
     parser.add_argument("--top", type=int, metavar="N", help="so many classes of each image (default: 5; 1 in a plain CSV file)")
     parser.add_argument("--ten-crop", action="store_true", help="average the probabilities of ten crops, corners and centre, each also mirrored")
@@ -94,6 +94,9 @@ def main(arguments=None):
                         "to, and the training images nearest to it in the last hidden layer")
     parser.add_argument("--data", metavar="DIR", help="with --explain: the run's data, if it has moved")
     parser.add_argument("--checkpoint", choices=["best", "last"], help="default: the best by validation top-1, if there is one")
+    parser.add_argument("--input", metavar="FORM", help="how an ONNX file takes pictures, where it does not say: torchvision (default), caffe, or mean=R:G:B,scale=R:G:B of pixels of "
+                        "0 to 255, with bgr where blue comes first")
+    parser.add_argument("--classes", metavar="FILE", help="the names of an ONNX file's classes, one in each line, where it does not say them")
     parser.add_argument("--batch", type=int, default=32, help="images in a pass (default 32)")
     add_device(parser)
     args = parser.parse_args(arguments)
@@ -106,7 +109,19 @@ def main(arguments=None):
         require_place("--explain", args.explain)
     elif args.data is not None:
         raise UserError("--data goes with --explain, which shows training images: give both, or neither")
-    run = Run(args.run, args.checkpoint, args.device, args.threads)
+    if args.run.endswith(".onnx"):
+        from .run.model import Model      # its package need not be installed
+        if args.checkpoint:
+            raise UserError(f"--checkpoint {args.checkpoint}: an ONNX file has one set of weights, so leave it out")
+        if args.explain is not None:
+            raise UserError(f"--explain {shown(args.explain)}: the page is of a run folder's network; of an ONNX file there is none")
+        run = Model(args.run, args.device, args.threads, form=args.input, names=args.classes)
+        if run.told:
+            warn(run.told)
+    else:
+        for option in {"input", "classes"} & {name for name, value in vars(args).items() if value is not None}:
+            raise UserError(f"--{option} is for ONNX files: a run folder knows by itself, so leave it out")
+        run = Run(args.run, args.checkpoint, args.device, args.threads)
     classes = run.classes
     most = min(5, len(classes)) if form == "ilsvrc" else len(classes)
     top = args.top if args.top is not None else 1 if args.csv is not None and form == "plain" else min(5, most)

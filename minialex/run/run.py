@@ -19,7 +19,7 @@ from ..data.shapes import default_set
 from ..device import check_name, open_device
 from ..device.base import Device
 from ..errors import UserError, shown
-from ..files import require_place
+from ..files import require_place, write_beside
 from ..network import Network
 from ..progress import Bar, silent
 from . import checkpoint, page, why
@@ -237,6 +237,15 @@ class Run:
                 raise
             warn(f"{error}; without the run's data (--data DIR, if it has moved) no training images are told that are like the pictures")
             return "the run's training images are no longer where they were", None
+
+    def export(self, path: PathLike, *, preprocessing: str = "inside") -> Path:
+        """Writes the trained network to an ONNX file (`pip install 'minialex[onnx]'`), as minialex.onnx.model_of describes it. -> the file's path"""
+        from .. import onnx
+        with self._words(), self._busy:
+            network = self._network_for(1)
+            model = onnx.model_of(self.net, network.weights(), self.input, self.classes, self._kept.mean(self.input), preprocessing)
+            write_beside(path, model.SerializeToString())
+        return Path(path)
 
     def data(self, data: PathLike | None = None, warn: Callable[[str], Any] | None = None) -> tuple[Any, Any]:
         """(train, val), the run's data sources; data: where they are, if they have moved. warn(sentence) tells what was left out of them."""

@@ -1,0 +1,101 @@
+"""A classifier in an ONNX file, from minialex or from anywhere, asked what it sees in pictures as a Run is."""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from .. import onnx
+from ..data.augment import Input
+from ..data.loader import Loader
+from ..device import open_device
+from ..errors import UserError, shown
+from ..ops.augment import augment_images
+from ..ops.softmax import softmax_rows
+from .scores import predictions
+
+# How the nets that people have take pictures, where a file does not say: as the keys of Input, and the order of the colours.
+TORCHVISION = "mean=123.675:116.28:103.53,scale=1/58.395:1/57.12:1/57.375"      # torchvision.models: means and deviations of ImageNet, pixels from 0 to 1
+CAFFE = "bgr,mean=123:117:104,scale=1"                                          # Caffe's: the means alone, of pixels from 0 to 255
+FORMS = {"torchvision": TORCHVISION, "caffe": CAFFE}
+
+
+class Model:
+    """`classes` are the names, `input` is how it takes pictures, `told` a sentence where that is taken for granted, or empty.
+
+    form: how it takes pictures, torchvision, caffe or KEY=VALUE,... of mean and scale, with bgr where blue comes first; a file of minialex's says so itself.
+    names: a text file with the name of a class in each line, in order.
+    """
+
+    def __init__(self, path: str, device: str = "auto", threads: int | None = None, *, form: str | None = None, names: str | None = None,
+                 announce: Callable[[str], None] | None = None) -> None:
+        self.path, self.told = shown(path), ""
+        model = onnx.read(path)
+        about = {entry.key: json.loads(entry.value) for entry in model.metadata_props} if model.producer_name == "minialex" else {}
+        constants = {tensor.name for tensor in model.graph.initializer}
+        given = [value for value in model.graph.input if value.name not in constants]
+        extents = [extent.dim_value for extent in given[0].type.tensor_type.shape.dim] if len(given) == 1 else []
+        if len(extents) != 4 or 3 not in (extents[1], extents[3]) or len({*extents[1:]} - {3}) > 1:
+            raise UserError(f"{self.path}: expected a net with one input, square colour images (batch, 3, size, size) or (batch, size, size, 3); its inputs are "
+                            + ", ".join(f"{value.name} ({', '.join(of.dim_param or str(of.dim_value) for of in value.type.tensor_type.shape.dim)})" for value in given))
+        self.name, self.at_once, self.channels_last = given[0].name, extents[0], extents[1] != 3
+        self.input, self.bgr = self.described(about.get("input"), extents[2], form)
+        self.device = open_device(device, threads, announce)[0]
+        try:
+            self.graph = onnx.prepare(model, self.device)
+        except (UserError, onnx.checker.ValidationError) as error:
+            raise UserError(f"{self.path}: {' '.join(str(error).split())}") from None
+        self.evaluate(np.zeros((1, self.input.side, self.input.side, 3), np.uint8), None, self.input.centre(1))      # of a black picture, to see how many classes there are
+        count = self.found.shape[1]
+        self.classes = lines_of(names) if names else about.get("classes") or [f"class {k}" for k in range(count)]
+        if len(self.classes) != count:
+            raise UserError(f"{shown(names or path)} names {len(self.classes)} classes, and the network of {self.path} tells {count} apart")
+
+    def described(self, told: Any, size: int, form: str | None) -> tuple[Input, bool]:
+        """-> how it takes pictures, and whether blue comes first"""
+        if told and not form:
+            inside = told["preprocessing"] == "inside"      # then the graph itself has the mean and the scale
+            return Input(told["side"], told["size"], told["fit"], (0.0,) * 3 if inside else tuple(told["mean"]), (1.0,) if inside else tuple(told["scale"])), False
+        if not form:
+            self.told = f"{self.path} does not say how it takes pictures: as torchvision's nets do, unless --input says another way"
+        words = FORMS.get(form or "torchvision", form or "").split(",")
+        size = size or 224
+        taken = Input(round(size * 8 / 7), size).with_text(",".join(word for word in words if word != "bgr"))
+        if isinstance(taken.mean, str):
+            raise UserError(f"--input {form}: expected torchvision, caffe, or mean=R:G:B,scale=R:G:B, with bgr where blue comes first")
+        return (replace(taken, mean=taken.mean[::-1], scale=taken.scale[::-1]) if "bgr" in words else taken), "bgr" in words
+
+    def evaluate(self, images: np.ndarray, labels: Any, views: np.ndarray) -> None:
+        """A pass over pictures, after which `probabilities` has what it says; of as many at a time as the file is for."""
+        found, step = [], self.at_once or len(images)
+        for first in range(0, len(images), step):
+            part, view = images[first:first + step], views[first:first + step]
+            missing = step - len(part)
+            part, view = (np.concatenate([of, of[:1].repeat(missing, axis=0)]) for of in (part, view))
+            pixels = augment_images(part[..., ::-1] if self.bgr else part, view, self.input.size, device=self.device)
+            value = onnx.Value(self.device, array=pixels) if self.channels_last else onnx.Value(self.device, last=pixels)
+            y = self.graph.compute({self.name: value})[0].array.reshape(step, -1)
+            if not self.graph.ends_in_softmax:
+                logits, y = y, self.device.empty(y.shape)
+                self.device.launch(softmax_rows, step, logits, y, y.shape[1])
+            found.append(self.device.to_numpy(y)[:step - missing])
+        self.found = np.concatenate(found)
+
+    def probabilities(self, n: int) -> np.ndarray:
+        return self.found[:n]
+
+    def predictions(self, source: Any, top: int, ten_crop: bool = False, batch: int = 32, warn: Callable[[str], Any] | None = None) -> Iterator[Any]:
+        """As Run.predictions."""
+        loader = Loader(source, self.input.side, min(batch, len(source)), fit=self.input.fit, shuffle=False, cache_mb=0, workers=self.device.decoders, warn=warn)
+        yield from predictions(self, loader, top, ten_crop)
+
+
+def lines_of(path: str) -> list[str]:
+    """The lines of a text file that are not empty."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            return [line.strip() for line in file if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{shown(path)} cannot be read ({getattr(error, 'strerror', None) or 'it is not UTF-8 text'})") from None
