@@ -13,8 +13,10 @@ from minialex.device.kernel import sources
 
 # A Windows as far as this package asks. Other packages, and what Python needs to start a process, are loaded before: they know the real one.
 WINDOWS = """
-import builtins, importlib, io, os, pkgutil, shutil, signal, sys
+import builtins, contextlib, importlib, io, os, pkgutil, shutil, signal, sys
 import ctypes, matplotlib.figure, numpy, PIL.Image, safetensors.numpy, tqdm
+with contextlib.suppress(ModuleNotFoundError):
+    import onnx.backend.base
 
 disk = shutil.disk_usage(".")      # the real one asks Windows in another way
 shutil.disk_usage = lambda path: disk
@@ -49,7 +51,8 @@ sys.platform = "win32"
 EVERYTHING = WINDOWS + """
 import minialex
 for module in pkgutil.walk_packages(minialex.__path__, "minialex."):
-    importlib.import_module(module.name)
+    if "onnx" in sys.modules or module.name not in ("minialex.onnx", "minialex.run.model"):      # which are of use with it alone
+        importlib.import_module(module.name)
 
 from minialex import command, nets, predict, train
 from minialex.data import __main__ as data
