@@ -228,9 +228,10 @@ def test_bad_files_are_refused_in_a_sentence(orange, finished, tmp_path, capsys)
                             ((flat,), "x (batch, 8)"), ((strange,), "not computed here: Erf, Gelu"), ((other,), "its input x is of DOUBLE"),
                             ((wide,), "LRN y cannot be computed here: size: expected an odd number"),
                             ((good, "--classes", tmp_path / "names.txt"), "names 1 classes, and the network"), ((good, "--classes", tmp_path / "no"), "cannot be read"),
-                            ((good, "--checkpoint", "best"), "leave it out"), ((good, "--input", "caffee"), "caffee"), ((finished, "--input", "caffe"), "for ONNX files")):
+                            ((good, "--checkpoint", "best"), "leave it out"), ((good, "--input", "caffee"), "--input caffee: expected"), ((good, "--input", "mean=1:2"), "--input mean=1:2: expected"), ((good, "--input", "bgr,mean=colour"), "expected torchvision"),
+                            ((good, "--input", "flip=h"), "--input flip=h: expected"), ((finished, "--input", "caffe"), "for ONNX files")):
         assert sentence in refused(capsys, predict.main, words[0], orange, *words[1:], "--device", "cpu")
-    assert "is no such folder" in refused(capsys, export.main, finished, tmp_path / "no/model.onnx") or True
+    assert f"FILE {tmp_path / 'no/model.onnx'}: there is no folder" in refused(capsys, export.main, finished, tmp_path / "no/model.onnx")
 
 
 # The backend, by the tests of the package

@@ -62,9 +62,15 @@ class Model:
             self.told = f"{self.path} does not say how it takes pictures: as torchvision's nets do, unless --input says another way"
         words = FORMS.get(form or "torchvision", form or "").split(",")
         size = size or 224
-        taken = Input(round(size * 8 / 7), size).with_text(",".join(word for word in words if word != "bgr"))
-        if isinstance(taken.mean, str):
-            raise UserError(f"--input {form}: expected torchvision, caffe, or mean=R:G:B,scale=R:G:B, with bgr where blue comes first")
+        taken = Input(round(size * 8 / 7), size, mean=(0.0,) * 3, scale=(1.0,) * 3)
+        try:
+            if not {word.partition("=")[0] for word in words} <= {"mean", "scale", "bgr"}:
+                raise UserError
+            taken = taken.with_text(",".join(word for word in words if word != "bgr"))
+            if isinstance(taken.mean, str):      # to be measured
+                raise UserError
+        except UserError:
+            raise UserError(f"--input {form}: expected torchvision, caffe, or mean=R:G:B,scale=R:G:B, with bgr where blue comes first") from None
         return (replace(taken, mean=taken.mean[::-1], scale=taken.scale[::-1]) if "bgr" in words else taken), "bgr" in words
 
     def evaluate(self, images: np.ndarray, labels: Any, views: np.ndarray) -> None:
@@ -72,15 +78,14 @@ class Model:
         found, step = [], self.at_once or len(images)
         for first in range(0, len(images), step):
             part, view = images[first:first + step], views[first:first + step]
-            missing = step - len(part)
-            part, view = (np.concatenate([of, of[:1].repeat(missing, axis=0)]) for of in (part, view))
+            part, view = (np.concatenate([of, of[:1].repeat(step - len(of), axis=0)]) for of in (part, view))      # the last may lack some
             pixels = augment_images(part[..., ::-1] if self.bgr else part, view, self.input.size, device=self.device)
             value = onnx.Value(self.device, array=pixels) if self.channels_last else onnx.Value(self.device, last=pixels)
             y = self.graph.compute({self.name: value})[0].array.reshape(step, -1)
             if not self.graph.ends_in_softmax:
                 logits, y = y, self.device.empty(y.shape)
                 self.device.launch(softmax_rows, step, logits, y, y.shape[1])
-            found.append(self.device.to_numpy(y)[:step - missing])
+            found.append(self.device.to_numpy(y))
         self.found = np.concatenate(found)
 
     def probabilities(self, n: int) -> np.ndarray:
