@@ -31,7 +31,7 @@ from .ops.layer import Layer, Shape, Site, device_of, ready
 from .ops.lrn import LRN
 from .ops.pool import MaxPool
 from .ops.relu import ReLU
-from .ops.softmax import check_labels, cross_entropy_rows, softmax_rows
+from .ops.softmax import softmax, softmax_cross_entropy
 from .ops.transpose import launch_transpose
 from .version import __version__
 
@@ -353,41 +353,25 @@ def dropout(node: Node, x: Value, ratio: Value | None = None, training: Value | 
     return (x, node.value(np.ones(x.shape, bool))) if len(node.outputs) > 1 else (x,)
 
 
-def by_rows(kernel: Callable[[Device, Array], Array]) -> Callable[[Node, Value], Value]:
-    """An op over one axis, by a kernel over rows; before version 13 of the ops over all axes from that one on."""
+def by_rows(function: Callable[..., Array]) -> Callable[[Node, Value], Value]:
+    """An op over one axis, by a function of rows and the device; before version 13 of the ops over all axes from that one on."""
     def compute(node: Node, x: Value) -> Value:
         axes, device = len(x.shape), node.device
         axis = node.get("axis", -1 if node.version >= 13 else 1) % axes
         if node.version < 13:
             lanes = math.prod(x.shape[axis:])
-            return node.value(kernel(device, x.array.reshape(-1, lanes)).reshape(x.shape)) if x.array.size else x
+            return node.value(function(x.array.reshape(-1, lanes), device=device).reshape(x.shape)) if x.array.size else x
         rows = permuted(device, x.array, (*range(axis), *range(axis + 1, axes), axis))
-        y = kernel(device, rows.reshape(-1, x.shape[axis])).reshape(rows.shape) if rows.size else rows
+        y = function(rows.reshape(-1, x.shape[axis]), device=device).reshape(rows.shape) if rows.size else rows
         return node.value(permuted(device, y, (*range(axis), axes - 1, *range(axis, axes - 1))))
     return compute
 
 
-def softmax_of(device: Device, x: Array) -> Array:
-    y = device.empty(x.shape)
-    device.launch(softmax_rows, len(x), x, y, x.shape[1])
-    return y
-
-
-def log_softmax_of(device: Device, x: Array) -> Array:
+def log_softmax(x: Array, device: Device) -> Array:
     """x less the logarithm of the sum of its exponentials, which is a row's likeliest class's number and its loss."""
     likeliest = x.argmax(axis=1)
-    loss, _ = losses(device, x, likeliest.astype(np.int32), None)
+    loss, _ = softmax_cross_entropy(x, likeliest, device=device)
     return np.subtract(x, (loss + x[np.arange(len(x)), likeliest])[:, None], out=device.empty(x.shape))
-
-
-def losses(device: Device, x: Array, labels: Array, weight: Array) -> tuple[Array, Array]:
-    """(losses (N,), slopes (N, classes)) of rows, with labels of the device."""
-    if weight is None:
-        weight = device.zeros((x.shape[1],))
-        weight.fill(1)
-    loss, slopes = device.empty((len(x),)), device.empty(x.shape)
-    device.launch(cross_entropy_rows, len(x), x, labels, weight, loss, slopes, x.shape[1], 1.0, 0.0)
-    return loss, slopes
 
 
 def cross_entropy(node: Node, x: Value, labels: Value, weight: Value | None = None) -> tuple[Value, ...]:
@@ -396,14 +380,13 @@ def cross_entropy(node: Node, x: Value, labels: Value, weight: Value | None = No
     rows, targets = x.last.reshape(-1, classes), labels.host.reshape(-1).astype(np.int64)
     counts = targets != node.get("ignore_index", classes)
     right = np.where(counts, targets, 0)
-    check_labels(right, classes)
-    loss, _ = losses(device, rows, device.array(right.astype(np.int32)), None if weight is None else weight.array)
+    loss, _ = softmax_cross_entropy(rows, device.array(right), weight=None if weight is None else weight.array, device=device)
     each = np.where(counts, device.to_numpy(loss), 0).astype(np.float64)
     weights = counts * (1.0 if weight is None else weight.host[right])
     reduction = node.get("reduction", b"mean").decode()
     result = each.reshape(labels.shape) if reduction == "none" else each.sum() / (weights.sum() if reduction == "mean" else 1)
     y = node.value(device.array(np.asarray(result, np.float32)))
-    return (y,) if len(node.outputs) == 1 else (y, node.value(last=log_softmax_of(device, rows).reshape(x.last.shape)))
+    return (y,) if len(node.outputs) == 1 else (y, node.value(last=log_softmax(rows, device).reshape(x.last.shape)))
 
 
 def constant(node: Node) -> Value:
@@ -442,7 +425,7 @@ OPS: dict[str, Callable[..., Any]] = {
     "Conv": conv, "MaxPool": max_pool, "AveragePool": average_pool, "GlobalAveragePool": average_pool, "LRN": lrn, "Relu": relu,
     "Gemm": gemm, "MatMul": matmul, "Add": arithmetic(np.add), "Sub": arithmetic(np.subtract), "Mul": arithmetic(np.multiply), "Div": arithmetic(np.divide),
     "Flatten": flatten, "Reshape": reshape, "Squeeze": squeeze, "Unsqueeze": unsqueeze, "Transpose": transpose, "Concat": concat,
-    "Dropout": dropout, "Softmax": by_rows(softmax_of), "LogSoftmax": by_rows(log_softmax_of), "SoftmaxCrossEntropyLoss": cross_entropy,
+    "Dropout": dropout, "Softmax": by_rows(softmax), "LogSoftmax": by_rows(log_softmax), "SoftmaxCrossEntropyLoss": cross_entropy,
     "Identity": lambda node, x: x, "Constant": constant, "ConstantOfShape": constant_of_shape,
     # of a Flatten that is written x.view(x.size(0), -1)
     "Shape": lambda node, x: node.value(np.array(x.shape[node.get("start", 0):node.get("end", len(x.shape))], np.int64)),
@@ -647,12 +630,13 @@ def model_of(net: Net, weights: Mapping[str, np.ndarray], input: Input, classes:
         elif isinstance(layer, MaxPool):
             at = then("MaxPool", end, at, kernel_shape=layer.window.size, strides=layer.window.stride, pads=pads_of(layer), ceil_mode=int(layer.window.ceil))
         elif isinstance(layer, LRN):
-            if len(shape) == 1:      # ONNX knows it of images
-                at = then("Unsqueeze", f"{name}.image", at, constant(f"{name}.axes", np.array([2, 3])))
+            apart = len(shape) == 1 or layer.groups > 1      # ONNX has it of whole images: of a group then, which becomes an image of its own
+            if apart:
+                at = then("Reshape", f"{name}.groups", at, constant(f"{name}.group", np.array([-1, shape[-1] // layer.groups, *(shape[:-1] or (1, 1))])))
             alpha = layer.alpha * (layer.size if layer.alpha_mode == "sum" else 1)
-            at = then("LRN", end, at, size=layer.size, alpha=alpha, beta=layer.beta, bias=layer.k)
-            if len(shape) == 1:
-                at = then("Flatten", f"{name}.flat", at)
+            at = then("LRN", f"{name}.normalised" if apart else name, at, size=layer.size, alpha=alpha, beta=layer.beta, bias=layer.k)
+            if apart:
+                at = then("Reshape", name, at, constant(f"{name}.whole", np.array([-1, shape[-1], *shape[:-1]])))
         elif isinstance(layer, ReLU):
             at = then("Relu", name, at)
         elif not layer.trained_only:

@@ -32,7 +32,7 @@ import minialex.onnx  # noqa: E402
 SHARED = Path(os.environ.get("MINIALEX_SHARED") or Path(__file__).resolve().parents[2] / "shared")
 OWN = {"conv1": minialex.Conv(8, (5, 4), stride=(3, 2), pad=((1, 2), (0, 1))), "norm1": minialex.LRN(3, 0.5, 0.6, 1.5), "pool1": minialex.MaxPool((3, 2), 2, pad=1, ceil=True),
        "conv2": minialex.Conv(6, 3, groups=2, relu=False), "relu2": minialex.ReLU(), "pool2": minialex.MaxPool(2), "drop3": minialex.Dropout(0.5), "fc3": minialex.Dense(12),
-       "norm3": minialex.LRN(5, alpha_mode="mean"), "fc4": minialex.Dense(5, relu=False)}
+       "norm3": minialex.LRN(3, 0.5, 0.8, 1.0, "mean", groups=3), "fc4": minialex.Dense(5, relu=False)}
 CONVOLUTIONAL = {"conv1": minialex.Conv(6, 11, stride=4), "pool1": minialex.MaxPool(3, 2, ceil=True), "conv2": minialex.Conv(5, 4, relu=False)}
 SMALL = {"paper": 67, "caffenet": 67, "owt": 63, "half": 72}      # whose filters and features are a sixteenth of the published ones
 

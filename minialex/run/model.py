@@ -13,7 +13,7 @@ from ..data.loader import Loader
 from ..device import open_device
 from ..errors import UserError, shown
 from ..ops.augment import augment_images
-from ..ops.softmax import softmax_rows
+from ..ops.softmax import softmax
 from .scores import predictions
 
 # How the nets that people have take pictures, where a file does not say: as the keys of Input, and the order of the colours.
@@ -33,7 +33,7 @@ class Model:
                  announce: Callable[[str], None] | None = None) -> None:
         self.path, self.told = shown(path), ""
         model = onnx.read(path)
-        about = {entry.key: json.loads(entry.value) for entry in model.metadata_props} if model.producer_name == "minialex" else {}
+        about = read_metadata(model, self.path) if model.producer_name == "minialex" else {}
         constants = {tensor.name for tensor in model.graph.initializer}
         given = [value for value in model.graph.input if value.name not in constants]
         extents = [extent.dim_value for extent in given[0].type.tensor_type.shape.dim] if len(given) == 1 else []
@@ -83,8 +83,7 @@ class Model:
             value = onnx.Value(self.device, array=pixels) if self.channels_last else onnx.Value(self.device, last=pixels)
             y = self.graph.compute({self.name: value})[0].array.reshape(step, -1)
             if not self.graph.ends_in_softmax:
-                logits, y = y, self.device.empty(y.shape)
-                self.device.launch(softmax_rows, step, logits, y, y.shape[1])
+                y = softmax(y, device=self.device)
             found.append(self.device.to_numpy(y))
         self.found = np.concatenate(found)
 
@@ -95,6 +94,17 @@ class Model:
         """As Run.predictions."""
         loader = Loader(source, self.input.side, min(batch, len(source)), fit=self.input.fit, shuffle=False, cache_mb=0, workers=self.device.decoders, warn=warn)
         yield from predictions(self, loader, top, ten_crop)
+
+
+def read_metadata(model: Any, path: str) -> dict:
+    """What onnx.model_of has written down."""
+    try:
+        about = {entry.key: json.loads(entry.value) for entry in model.metadata_props}
+        if "input" in about:
+            Input(*(about["input"][key] for key in ("side", "size", "fit", "mean", "scale")))
+        return about
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path}: its metadata are not as minialex writes them: export it anew") from None
 
 
 def lines_of(path: str) -> list[str]:
