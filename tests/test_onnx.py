@@ -196,7 +196,7 @@ def probabilities(capsys, *words):
     return {" ".join(line[1:]): float(line[0].rstrip("%")) / 100 for line in lines}, told.err
 
 
-@pytest.mark.parametrize("form, first, last", [(None, (200 - 123.675) / 58.395, -103.53 / 57.375), ("caffe", -104, 200 - 123), ("mean=100:100:100,scale=0.01", 1, -1),
+@pytest.mark.parametrize("form, first, last", [(None, (200 - 123.675) / 58.395, -103.53 / 57.375), ("caffe", -104.007, 200 - 122.679), ("mean=100:100:100,scale=0.01", 1, -1),
                                                ("bgr,mean=190:9:2,scale=0.5:1:0.1", -0.2, 5)])
 def test_a_file_that_does_not_say_how_it_takes_pictures(form, first, last, orange, tmp_path, capsys):
     found, told = probabilities(capsys, means(tmp_path / "net.onnx"), orange, *(["--input", form] if form else []))
@@ -244,6 +244,17 @@ def test_one_node_and_the_devices():
         helper.make_model(helper.make_graph([helper.make_node("Erf", ["x"], ["y"])], "net", [], [])))
     with pytest.raises(UserError, match="ops that are not computed here: Erf"):
         minialex.onnx.run_node(helper.make_node("Erf", ["x"], ["y"]), [np.float32([1])])
+
+
+def test_a_file_on_a_gpu(gpu):
+    """Over a stand-in for CuPy, whose memory the host may not touch: all between the input and the logits is launches there."""
+    net = net_named("own")
+    input, weights = Input(net.size, net.size), drawn(net)
+    images = np.stack([photograph(seed, net.size, net.size) for seed in range(2)])
+    model = minialex.onnx.model_of(net, weights, input, list("abcde"), preprocessing="described")
+    pixels = np.float32((images - input.mean_colour) / 58).transpose(0, 3, 1, 2)
+    same(minialex.onnx.prepare(model, "CUDA").run([pixels])["logits"], logits_of(net, weights, input, images))
+    assert {name for name, _, _ in gpu.launches} >= {"transpose_tiles", "im2col", "bias_relu", "relu_in_place", "max_pool", "lrn"}
 
 
 class Told(minialex.onnx.Backend):

@@ -17,8 +17,8 @@ from ..ops.softmax import softmax
 from .scores import predictions
 
 # How the nets that people have take pictures, where a file does not say: as the keys of Input, and the order of the colours.
-TORCHVISION = "mean=123.675:116.28:103.53,scale=1/58.395:1/57.12:1/57.375"      # torchvision.models: means and deviations of ImageNet, pixels from 0 to 1
-CAFFE = "bgr,mean=123:117:104,scale=1"                                          # Caffe's: the means alone, of pixels from 0 to 255
+TORCHVISION = "mean=123.675:116.28:103.53,scale=1/58.395:1/57.12:1/57.375"      # torchvision.models, where pixels are from 0 to 1
+CAFFE = "bgr,mean=122.679:116.669:104.007,scale=1"      # the mean colour of Caffe's ilsvrc_2012_mean.npy, pixels as they are
 FORMS = {"torchvision": TORCHVISION, "caffe": CAFFE}
 
 
