@@ -11,8 +11,8 @@ from .run.run import Run
 
 
 def main(arguments=None):
-    parser = parser_of("export", "Write a trained network to an ONNX file, which other programs run: images (batch, 3, size, size), RGB, float32, to logits (batch, classes). The "
-                       "file's metadata have the names of the classes and say how a picture becomes an image, as JSON.")
+    parser = parser_of("export", "Write a trained network to an ONNX file, which other programs run: images (batch, 3, size, size), RGB, float32, to logits "
+                       "(batch, classes). The file's metadata have the names of the classes and say how a picture becomes an image, as JSON.")
     parser.add_argument("run", help="run folder of minialex.train")
     parser.add_argument("file", help="what to write, such as model.onnx")
     parser.add_argument("--preprocessing", choices=["inside", "described"], default="inside",

@@ -527,12 +527,7 @@ class Backend(base.Backend):
     @classmethod
     def is_compatible(cls, model: Any, device: str = "CPU", **kwargs: Any) -> bool:
         """Whether the nodes and inputs of a model are of kinds that are computed here."""
-        return cls.refusal(model) is None and cls.supports_device(device)
-
-    @classmethod
-    def refusal(cls, model: Any) -> str | None:
-        """Why a model cannot be computed here, or None."""
-        return refusal(model.graph.node, model.graph.input)
+        return refusal(model.graph.node, model.graph.input) is None and cls.supports_device(device)
 
     @classmethod
     def supports_device(cls, device: str) -> bool:
@@ -542,15 +537,16 @@ class Backend(base.Backend):
     @classmethod
     def prepare(cls, model: Any, device: str | Device = "CPU", **kwargs: Any) -> Prepared:
         """A model ready to run; a UserError says what is not computed here, onnx.checker's ValidationError what is no model at all."""
-        told = cls.refusal(model)
+        graph = model.graph
+        told = refusal(graph.node, graph.input)
         if told:
             raise UserError(f"the model cannot be computed here: {told}")
         checker.check_model(model)
-        graph, constants = model.graph, {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+        constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+        inputs, outputs = [value.name for value in graph.input if value.name not in constants], [value.name for value in graph.output]
         version = next((opset.version for opset in model.opset_import if opset.domain in ("", "ai.onnx")), 1)
         try:
-            return Prepared(graph.node, [value.name for value in graph.input if value.name not in constants], [value.name for value in graph.output], constants, version,
-                            opened(device))
+            return Prepared(graph.node, inputs, outputs, constants, version, opened(device))
         except ValueError as error:
             raise UserError(f"the model cannot be computed here: {error}") from None
 
@@ -561,15 +557,17 @@ class Backend(base.Backend):
         told = refusal([node])
         if told:
             raise UserError(f"the node cannot be computed here: {told}")
-        names = [name for name in node.input if name]
-        return Prepared([node], names, [name for name in node.output if name], {}, kwargs.get("opset_version", onnx.defs.onnx_opset_version()), opened(device)).run(inputs)
+        names, outputs = [name for name in node.input if name], [name for name in node.output if name]
+        version = kwargs.get("opset_version", onnx.defs.onnx_opset_version())
+        return Prepared([node], names, outputs, {}, version, opened(device)).run(inputs)
 
 
 def opened(device: str | Device) -> Device:
     return device_of(device.lower() if isinstance(device, str) else device)
 
 
-prepare, run_model, run_node, supports_device, is_compatible = Backend.prepare, Backend.run_model, Backend.run_node, Backend.supports_device, Backend.is_compatible
+prepare, run_model, run_node = Backend.prepare, Backend.run_model, Backend.run_node
+supports_device, is_compatible = Backend.supports_device, Backend.is_compatible
 
 
 # Our own nets as ONNX files
@@ -607,26 +605,27 @@ def model_of(net: Net, weights: Mapping[str, np.ndarray], input: Input, classes:
     at, scale = "image", np.broadcast_to(input.scale, 3)
     if preprocessing == "inside":
         if mean is not None:
-            top = input.margin // 2
-            at = then("Sub", "less_mean", at, constant("input.mean", mean[top:top + input.size, top:top + input.size].transpose(2, 0, 1)[None].astype(np.float32)))
+            centre = slice(input.margin // 2, input.margin // 2 + input.size)
+            at = then("Sub", "input.centred", at, constant("input.mean", mean[centre, centre].transpose(2, 0, 1)[None].astype(np.float32)))
         elif input.mean_colour.any():
-            at = then("Sub", "less_mean", at, constant("input.mean", input.mean_colour.astype(np.float32).reshape(1, 3, 1, 1)))
+            at = then("Sub", "input.centred", at, constant("input.mean", input.mean_colour.astype(np.float32).reshape(1, 3, 1, 1)))
         if (scale != 1).any():
-            at = then("Mul", "scaled", at, constant("input.scale", scale.astype(np.float32).reshape(1, 3, 1, 1)))
+            at = then("Mul", "input.scaled", at, constant("input.scale", scale.astype(np.float32).reshape(1, 3, 1, 1)))
     last = list(net.layers)[-1]
     for name, layer in net.layers.items():
         shape = net.inputs[name]
-        end = "logits" if name == last and len(net.outputs[name]) == 1 else name
+        end = "logits" if name == last and len(net.outputs[name]) == 1 else f"{name}.output" if name in ("image", "logits") else name
         through = f"{name}.linear" if getattr(layer, "relu", False) else end
+        if isinstance(layer, (Conv, Dense)):
+            matrix, bias = weights[f"{name}.weight"], constant(f"{name}.bias", weights[f"{name}.bias"])
         if isinstance(layer, Conv):
-            at = then("Conv", through, at, constant(f"{name}.weight", weights[f"{name}.weight"].transpose(3, 2, 0, 1)), constant(f"{name}.bias", weights[f"{name}.bias"]),
-                      kernel_shape=layer.window.size, strides=layer.window.stride, pads=pads_of(layer), group=layer.groups)
+            at = then("Conv", through, at, constant(f"{name}.weight", matrix.transpose(3, 2, 0, 1)), bias, kernel_shape=layer.window.size,
+                      strides=layer.window.stride, pads=pads_of(layer), group=layer.groups)
         elif isinstance(layer, Dense):
-            matrix = weights[f"{name}.weight"]
             if len(shape) == 3:      # rows in the order (C, H, W)
                 at = then("Flatten", f"{name}.flat", at)
                 matrix = matrix.reshape(*shape, -1).transpose(2, 0, 1, 3).reshape(matrix.shape)
-            at = then("Gemm", through, at, constant(f"{name}.weight", matrix.T), constant(f"{name}.bias", weights[f"{name}.bias"]), transB=1)
+            at = then("Gemm", through, at, constant(f"{name}.weight", matrix.T), bias, transB=1)
         elif isinstance(layer, MaxPool):
             at = then("MaxPool", end, at, kernel_shape=layer.window.size, strides=layer.window.stride, pads=pads_of(layer), ceil_mode=int(layer.window.ceil))
         elif isinstance(layer, LRN):
@@ -634,11 +633,11 @@ def model_of(net: Net, weights: Mapping[str, np.ndarray], input: Input, classes:
             if apart:
                 at = then("Reshape", f"{name}.groups", at, constant(f"{name}.group", np.array([-1, shape[-1] // layer.groups, *(shape[:-1] or (1, 1))])))
             alpha = layer.alpha * (layer.size if layer.alpha_mode == "sum" else 1)
-            at = then("LRN", f"{name}.normalised" if apart else name, at, size=layer.size, alpha=alpha, beta=layer.beta, bias=layer.k)
+            at = then("LRN", f"{name}.normalised" if apart else end, at, size=layer.size, alpha=alpha, beta=layer.beta, bias=layer.k)
             if apart:
-                at = then("Reshape", name, at, constant(f"{name}.whole", np.array([-1, shape[-1], *shape[:-1]])))
+                at = then("Reshape", end, at, constant(f"{name}.whole", np.array([-1, shape[-1], *shape[:-1]])))
         elif isinstance(layer, ReLU):
-            at = then("Relu", name, at)
+            at = then("Relu", end, at)
         elif not layer.trained_only:
             raise UserError(f"{net.name}: {name} is {layer}, for which there is no ONNX op here")
         if through != end:
@@ -647,8 +646,8 @@ def model_of(net: Net, weights: Mapping[str, np.ndarray], input: Input, classes:
         at = then("Flatten", "logits", at)
     image = helper.make_tensor_value_info("image", onnx.TensorProto.FLOAT, ["batch", 3, net.size, net.size])
     logits = helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, ["batch", net.classes])
-    model = helper.make_model(helper.make_graph(nodes, net.name, [image], [logits], tensors), producer_name="minialex", producer_version=__version__, ir_version=IR,
-                              opset_imports=[helper.make_opsetid("", OPSET)])
+    graph = helper.make_graph(nodes, net.name, [image], [logits], tensors)
+    model = helper.make_model(graph, producer_name="minialex", producer_version=__version__, ir_version=IR, opset_imports=[helper.make_opsetid("", OPSET)])
     about = {"channels": "RGB", "size": input.size, "side": input.side, "fit": input.fit, "mean": "image" if mean is not None else input.mean_colour.tolist(),
              "scale": scale.tolist(), "preprocessing": preprocessing}
     helper.set_model_props(model, {"classes": json.dumps(list(classes)), "input": json.dumps(about)})

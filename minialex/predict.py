@@ -94,8 +94,8 @@ def main(arguments=None):
                         "to, and the training images nearest to it in the last hidden layer")
     parser.add_argument("--data", metavar="DIR", help="with --explain: the run's data, if it has moved")
     parser.add_argument("--checkpoint", choices=["best", "last"], help="default: the best by validation top-1, if there is one")
-    parser.add_argument("--input", metavar="FORM", help="how an ONNX file takes pictures, where it does not say: torchvision (default), caffe, or mean=R:G:B,scale=R:G:B of pixels of "
-                        "0 to 255, with bgr where blue comes first")
+    parser.add_argument("--input", metavar="FORM", help="how an ONNX file takes pictures, where it does not say: torchvision (default), caffe, or "
+                        "mean=R:G:B,scale=R:G:B of pixels of 0 to 255, with bgr where blue comes first")
     parser.add_argument("--classes", metavar="FILE", help="the names of an ONNX file's classes, one in each line, where it does not say them")
     parser.add_argument("--batch", type=int, default=32, help="images in a pass (default 32)")
     add_device(parser)
@@ -109,7 +109,7 @@ def main(arguments=None):
         require_place("--explain", args.explain)
     elif args.data is not None:
         raise UserError("--data goes with --explain, which shows training images: give both, or neither")
-    if args.run.endswith(".onnx"):
+    if args.run.lower().endswith(".onnx"):
         from .run.model import Model      # its package need not be installed
         if args.checkpoint:
             raise UserError(f"--checkpoint {args.checkpoint}: an ONNX file has one set of weights, so leave it out")
@@ -119,8 +119,8 @@ def main(arguments=None):
         if run.told:
             warn(run.told)
     else:
-        for option in {"input", "classes"} & {name for name, value in vars(args).items() if value is not None}:
-            raise UserError(f"--{option} is for ONNX files: a run folder knows by itself, so leave it out")
+        if args.input is not None or args.classes is not None:
+            raise UserError(f"--{'classes' if args.input is None else 'input'} is for ONNX files: a run folder says so itself, so leave it out")
         run = Run(args.run, args.checkpoint, args.device, args.threads)
     classes = run.classes
     most = min(5, len(classes)) if form == "ilsvrc" else len(classes)

@@ -30,10 +30,11 @@ from onnx.backend.test.runner import Runner  # noqa: E402
 import minialex.onnx  # noqa: E402
 
 SHARED = Path(os.environ.get("MINIALEX_SHARED") or Path(__file__).resolve().parents[2] / "shared")
-OWN = {"conv1": minialex.Conv(8, (5, 4), stride=(3, 2), pad=((1, 2), (0, 1))), "norm1": minialex.LRN(3, 0.5, 0.6, 1.5), "pool1": minialex.MaxPool((3, 2), 2, pad=1, ceil=True),
-       "conv2": minialex.Conv(6, 3, groups=2, relu=False), "relu2": minialex.ReLU(), "pool2": minialex.MaxPool(2), "drop3": minialex.Dropout(0.5), "fc3": minialex.Dense(12),
+OWN = {"conv1": minialex.Conv(8, (5, 4), stride=(3, 2), pad=((1, 2), (0, 1))), "norm1": minialex.LRN(3, 0.5, 0.6, 1.5),
+       "pool1": minialex.MaxPool((3, 2), 2, pad=1, ceil=True), "conv2": minialex.Conv(6, 3, groups=2, relu=False), "relu2": minialex.ReLU(),
+       "pool2": minialex.MaxPool(2), "drop3": minialex.Dropout(0.5), "fc3": minialex.Dense(12),
        "norm3": minialex.LRN(3, 0.5, 0.8, 1.0, "mean", groups=3), "fc4": minialex.Dense(5, relu=False)}
-CONVOLUTIONAL = {"conv1": minialex.Conv(6, 11, stride=4), "pool1": minialex.MaxPool(3, 2, ceil=True), "conv2": minialex.Conv(5, 4, relu=False)}
+CONVOLUTIONAL = {"image": minialex.Conv(6, 11, stride=4), "logits": minialex.MaxPool(3, 2, ceil=True), "conv2": minialex.Conv(5, 4, relu=False)}
 SMALL = {"paper": 67, "caffenet": 67, "owt": 63, "half": 72}      # whose filters and features are a sixteenth of the published ones
 
 
@@ -178,7 +179,8 @@ def written(path, nodes, shape, constants, out=("batch", 2), kind=TensorProto.FL
 def means(path, shape=("batch", 3, 16, 16), more=(), order=None):
     """A file whose two numbers are the mean of the first colour of a picture and that of the last."""
     turn, at = ([helper.make_node("Transpose", ["x"], ["t"], perm=order)], "t") if order else ([], "x")
-    nodes = [*turn, helper.make_node("GlobalAveragePool", [at], ["p"]), helper.make_node("Flatten", ["p"], ["f"]), helper.make_node("Gemm", ["f", "w"], ["g" if more else "y"]), *more]
+    nodes = [*turn, helper.make_node("GlobalAveragePool", [at], ["p"]), helper.make_node("Flatten", ["p"], ["f"]),
+             helper.make_node("Gemm", ["f", "w"], ["g" if more else "y"]), *more]
     return written(path, nodes, shape, {"w": np.float32([[1, 0], [0, 0], [0, 1]])}, (shape[0], 2))
 
 
@@ -196,15 +198,22 @@ def probabilities(capsys, *words):
     return {" ".join(line[1:]): float(line[0].rstrip("%")) / 100 for line in lines}, told.err
 
 
-@pytest.mark.parametrize("form, first, last", [(None, (200 - 123.675) / 58.395, -103.53 / 57.375), ("caffe", -104.007, 200 - 122.679), ("mean=100:100:100,scale=0.01", 1, -1),
-                                               ("bgr,mean=190:9:2,scale=0.5:1:0.1", -0.2, 5)])
-def test_a_file_that_does_not_say_how_it_takes_pictures(form, first, last, orange, tmp_path, capsys):
+FORMS = {None: ((200 - 123.675) / 58.395, -103.53 / 57.375), "caffe": (-104.007, 200 - 122.679), "mean=100:100:100,scale=0.01": (1, -1),
+         "bgr,mean=190:9:2,scale=0.5:1:0.1": (-0.2, 5)}      # -> the first and the last colour of the orange one
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_file_that_does_not_say_how_it_takes_pictures(form, orange, tmp_path, capsys):
+    first, last = FORMS[form]
     found, told = probabilities(capsys, means(tmp_path / "net.onnx"), orange, *(["--input", form] if form else []))
     assert found["class 0"] == pytest.approx(1 / (1 + np.exp(last - first)), abs=1e-3)
     assert ("torchvision" in told) == (form is None)
 
 
-@pytest.mark.parametrize("shape, order", [((1, 3, 16, 16), None), ((4, 3, 16, 16), None), (("n", 16, 16, 3), (0, 3, 1, 2))], ids=["one by one", "by fours", "channels last"])
+LAYOUTS = {"one by one": ((1, 3, 16, 16), None), "by fours": ((4, 3, 16, 16), None), "channels last": (("n", 16, 16, 3), (0, 3, 1, 2))}
+
+
+@pytest.mark.parametrize("shape, order", LAYOUTS.values(), ids=LAYOUTS)
 def test_files_for_other_batches_and_layouts(shape, order, orange, tmp_path, capsys):
     (tmp_path / "names.txt").write_text("warm\ncold one\n")
     softmax = [helper.make_node("Softmax", ["g"], ["s"]), helper.make_node("Identity", ["s"], ["y"])]      # and it is not taken twice
@@ -213,7 +222,8 @@ def test_files_for_other_batches_and_layouts(shape, order, orange, tmp_path, cap
     found, _ = probabilities(capsys, file, orange, "--classes", tmp_path / "names.txt", "--input", "mean=0:0:0,scale=0.01")
     assert found["warm"] == pytest.approx(1 / (1 + np.exp(-2)), abs=1e-3) and set(found) == {"warm", "cold one"}
     table = tmp_path / "found.csv"
-    assert predict.main([str(file), *[str(orange), str(tmp_path / "blue.png")] * 3, "--csv", str(table), "--batch", "5", "--input", "mean=0:0:0,scale=0.01"]) == 0
+    pictures = [str(orange), str(tmp_path / "blue.png")] * 3
+    assert predict.main([str(file), *pictures, "--csv", str(table), "--batch", "5", "--input", "mean=0:0:0,scale=0.01"]) == 0
     assert [line.split(",")[1] for line in table.read_text().splitlines()[1:]] == ["class 0", "class 1"] * 3
 
 
@@ -224,13 +234,14 @@ def test_bad_files_are_refused_in_a_sentence(orange, finished, tmp_path, capsys)
     strange = written(tmp_path / "strange.onnx", [helper.make_node("Erf", ["x"], ["z"]), helper.make_node("Gelu", ["z"], ["y"])], ("batch", 3, 9, 9), {})
     other = written(tmp_path / "double.onnx", [helper.make_node("Relu", ["x"], ["y"])], ("batch", 3, 9, 9), {}, kind=TensorProto.DOUBLE)
     wide = written(tmp_path / "wide.onnx", [helper.make_node("LRN", ["x"], ["y"], size=4)], ("batch", 3, 9, 9), {}, ("batch", 3, 9, 9))
-    for words, sentence in (((tmp_path / "text.onnx",), "text.onnx is not an intact ONNX file"), ((tmp_path / "none.onnx",), "none.onnx cannot be read (No such file"),
-                            ((flat,), "x (batch, 8)"), ((strange,), "not computed here: Erf, Gelu"), ((other,), "its input x is of DOUBLE"),
-                            ((wide,), "LRN y cannot be computed here: size: expected an odd number"),
-                            ((good, "--classes", tmp_path / "names.txt"), "names 1 classes, and the network"), ((good, "--classes", tmp_path / "no"), "cannot be read"),
-                            ((good, "--checkpoint", "best"), "leave it out"), ((good, "--input", "caffee"), "--input caffee: expected"), ((good, "--input", "mean=1:2"), "--input mean=1:2: expected"), ((good, "--input", "bgr,mean=colour"), "expected torchvision"),
-                            ((good, "--input", "flip=h"), "--input flip=h: expected"), ((finished, "--input", "caffe"), "for ONNX files")):
-        assert sentence in refused(capsys, predict.main, words[0], orange, *words[1:], "--device", "cpu")
+    faults = [(tmp_path / "text.onnx", [], "text.onnx is not an intact ONNX file"), (tmp_path / "none.onnx", [], "none.onnx cannot be read (No such file"),
+              (flat, [], "x (batch, 8)"), (strange, [], "not computed here: Erf, Gelu"), (other, [], "its input x is of DOUBLE"),
+              (wide, [], "LRN y cannot be computed here: size: expected an odd number"), (good, ["--checkpoint", "best"], "leave it out"),
+              (good, ["--classes", tmp_path / "names.txt"], "names 1 classes, and the network"), (good, ["--classes", tmp_path / "no"], "cannot be read"),
+              (finished, ["--input", "caffe"], "for ONNX files"), (finished, ["--classes", tmp_path / "names.txt"], "for ONNX files"),
+              *((good, ["--input", form], f"--input {form}: expected torchvision") for form in ("caffee", "mean=1:2", "bgr,mean=colour", "flip=h"))]
+    for file, words, sentence in faults:
+        assert sentence in refused(capsys, predict.main, file, orange, *words, "--device", "cpu")
     assert f"FILE {tmp_path / 'no/model.onnx'}: there is no folder" in refused(capsys, export.main, finished, tmp_path / "no/model.onnx")
 
 
@@ -302,7 +313,8 @@ class Results(unittest.TestResult):
 
 
 # What may be refused of ops that are computed here, and why: the kernels have no such thing, or it is for training.
-REFUSED = "its numbers are", "its input", "windows are of 1 or 2 axes", "its dilations are not 1", "its ceil_mode or its dilations", "it is to drop numbers", "it gathers floats", "max_pool: x: expected dtype float32"
+REFUSED = ("its numbers are", "its input", "windows are of 1 or 2 axes", "its dilations are not 1", "its ceil_mode or its dilations", "it is to drop numbers",
+           "it gathers floats", "max_pool: x: expected dtype float32")
 BIG = r"test_(bvlc_alexnet|zfnet512|vgg19|squeezenet|inception_v1|inception_v2|densenet121|resnet50|shufflenet)_"
 
 
@@ -317,9 +329,10 @@ def run_them(capsys):
         elif "exclude pattern" not in why:
             others.append(f"  {why}: {', '.join(sorted(names))}")
             assert why.startswith(REFUSED)
+    kinds = ", ".join(f"{kind} {n}" for kind, n in sorted(results.passed.items()))
     with capsys.disabled():
-        print(f"\nof the tests of onnx {onnx.__version__} {sum(results.passed.values())} pass ({', '.join(f'{kind} {n}' for kind, n in sorted(results.passed.items()))}), and these do not apply:\n"
-              + "\n".join(others) + "\n  tests of ops that are not computed here: " + ", ".join(f"{op} {n}" for op, n in sorted(ops.items())))
+        print(f"\nof the tests of onnx {onnx.__version__} {sum(results.passed.values())} pass ({kinds}), and these do not apply:\n" + "\n".join(others)
+              + "\n  tests of ops that are not computed here: " + ", ".join(f"{op} {n}" for op, n in sorted(ops.items())))
     assert not set(ops) & set(minialex.onnx.OPS)
     return results.passed
 
@@ -328,7 +341,8 @@ def test_the_tests_of_onnx(capsys, monkeypatch):
     """Of its own those that apply pass by our kernels, here those of our ops alone: the others take a quarter of a minute to be made."""
     from onnx.backend.test import loader
     names = {"SoftmaxCrossEntropyLoss": "softmax_cross_entropy_loss"}
-    monkeypatch.setattr(loader, "import_recursive", lambda package: [import_module(f"{package.__name__}.{names.get(op, op.lower())}") for op in minialex.onnx.OPS if op != "AveragePool"])
+    ours = [names.get(op, op.lower()) for op in minialex.onnx.OPS if op != "AveragePool"]      # this one's alone take two seconds
+    monkeypatch.setattr(loader, "import_recursive", lambda package: [import_module(f"{package.__name__}.{name}") for name in ours])
     passed = run_them(capsys)
     assert all(passed[kind] >= least for kind, least in {"Node": 190, "PyTorchConverted": 31, "PyTorchOperator": 8, "Simple": 1}.items())
 
@@ -340,8 +354,8 @@ def test_all_tests_of_onnx(capsys):
 
 @pytest.mark.slow
 def test_the_big_nets_of_onnx(tmp_path, monkeypatch):
-    """Those whose ops are here: AlexNet, ZFNet, VGG 19 and GoogLeNet, with weights that are made by the graph itself. SqueezeNet's logits come to 9.5e9 by them,
-    all the same but for the last bit, of which its softmax would make everything."""
+    """Those whose ops are here: AlexNet, ZFNet, VGG 19 and GoogLeNet, with weights that are made by the graph itself. By them SqueezeNet's logits come to
+    9.5e9, all the same but for the last bit, of which its softmax would make everything."""
     monkeypatch.setenv("ONNX_MODELS", str(tmp_path))
     results = Results(Runner(Told, __name__).include(BIG).exclude("squeezenet"))
     assert not results.faults and results.passed == {"Real": 4}

@@ -38,8 +38,9 @@ class Model:
         given = [value for value in model.graph.input if value.name not in constants]
         extents = [extent.dim_value for extent in given[0].type.tensor_type.shape.dim] if len(given) == 1 else []
         if len(extents) != 4 or 3 not in (extents[1], extents[3]) or len({*extents[1:]} - {3}) > 1:
-            raise UserError(f"{self.path}: expected a net with one input, square colour images (batch, 3, size, size) or (batch, size, size, 3); its inputs are "
-                            + ", ".join(f"{value.name} ({', '.join(of.dim_param or str(of.dim_value) for of in value.type.tensor_type.shape.dim)})" for value in given))
+            shapes = [", ".join(of.dim_param or str(of.dim_value) for of in value.type.tensor_type.shape.dim) for value in given]
+            raise UserError(f"{self.path}: expected a net with one input, square colour images (batch, 3, size, size) or (batch, size, size, 3); it takes "
+                            + ", ".join(f"{value.name} ({shape})" for value, shape in zip(given, shapes)))
         self.name, self.at_once, self.channels_last = given[0].name, extents[0], extents[1] != 3
         self.input, self.bgr = self.described(about.get("input"), extents[2], form)
         self.device = open_device(device, threads, announce)[0]
@@ -47,7 +48,8 @@ class Model:
             self.graph = onnx.prepare(model, self.device)
         except (UserError, onnx.checker.ValidationError) as error:
             raise UserError(f"{self.path}: {' '.join(str(error).split())}") from None
-        self.evaluate(np.zeros((1, self.input.side, self.input.side, 3), np.uint8), None, self.input.centre(1))      # of a black picture, to see how many classes there are
+        black = np.zeros((1, self.input.side, self.input.side, 3), np.uint8)
+        self.evaluate(black, None, self.input.centre(1))      # to see how many classes there are
         count = self.found.shape[1]
         self.classes = lines_of(names) if names else about.get("classes") or [f"class {k}" for k in range(count)]
         if len(self.classes) != count:
@@ -56,8 +58,9 @@ class Model:
     def described(self, told: Any, size: int, form: str | None) -> tuple[Input, bool]:
         """-> how it takes pictures, and whether blue comes first"""
         if told and not form:
-            inside = told["preprocessing"] == "inside"      # then the graph itself has the mean and the scale
-            return Input(told["side"], told["size"], told["fit"], (0.0,) * 3 if inside else tuple(told["mean"]), (1.0,) if inside else tuple(told["scale"])), False
+            as_they_are = Input(told["side"], told["size"], told["fit"], mean=(0.0,) * 3, scale=(1.0,) * 3)
+            inside = told["preprocessing"] == "inside"      # the graph itself has the mean and the scale
+            return as_they_are if inside else replace(as_they_are, mean=tuple(told["mean"]), scale=tuple(told["scale"])), False
         if not form:
             self.told = f"{self.path} does not say how it takes pictures: as torchvision's nets do, unless --input says another way"
         words = FORMS.get(form or "torchvision", form or "").split(",")
@@ -92,7 +95,8 @@ class Model:
 
     def predictions(self, source: Any, top: int, ten_crop: bool = False, batch: int = 32, warn: Callable[[str], Any] | None = None) -> Iterator[Any]:
         """As Run.predictions."""
-        loader = Loader(source, self.input.side, min(batch, len(source)), fit=self.input.fit, shuffle=False, cache_mb=0, workers=self.device.decoders, warn=warn)
+        loader = Loader(source, self.input.side, min(batch, len(source)), fit=self.input.fit, shuffle=False, cache_mb=0,
+                        workers=self.device.decoders, warn=warn)
         yield from predictions(self, loader, top, ten_crop)
 
 
