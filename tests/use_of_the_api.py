@@ -24,8 +24,9 @@ def use(folder: str, image: Image.Image, array: np.ndarray) -> list[str]:
     page: Path = run.report()
     why: list[minialex.Explanation] = run.explain(image, "why.html", neighbours=3)
     assert why[0].neighbours is None or why[0].neighbours[0].distance >= 0 and why[0].channels["conv1"][0].sees
+    file: Path = run.export("model.onnx", preprocessing="described")
     return [f"{name} {probability:.1%}" for likely in run.predict(["a.jpg", image, array], top=3) for name, probability in likely] + [
-        str(page), f"{scores.top1:.1%}"]
+        str(page), str(file), f"{scores.top1:.1%}"]
 
 
 def by_hand(folder: str) -> float:
