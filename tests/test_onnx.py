@@ -33,7 +33,7 @@ SHARED = Path(os.environ.get("MINIALEX_SHARED") or Path(__file__).resolve().pare
 OWN = {"conv1": minialex.Conv(8, (5, 4), stride=(3, 2), pad=((1, 2), (0, 1))), "norm1": minialex.LRN(3, 0.5, 0.6, 1.5),
        "pool1": minialex.MaxPool((3, 2), 2, pad=1, ceil=True), "conv2": minialex.Conv(6, 3, groups=2, relu=False), "relu2": minialex.ReLU(),
        "pool2": minialex.MaxPool(2), "drop3": minialex.Dropout(0.5), "fc3": minialex.Dense(12),
-       "norm3": minialex.LRN(3, 0.5, 0.8, 1.0, "mean", groups=3), "fc4": minialex.Dense(5, relu=False)}
+       "norm3": minialex.LRN(3, 50.0, 0.8, 1.0, "mean", groups=3), "fc4": minialex.Dense(5, relu=False)}
 CONVOLUTIONAL = {"image": minialex.Conv(6, 11, stride=4), "logits": minialex.MaxPool(3, 2, ceil=True), "conv2": minialex.Conv(5, 4, relu=False)}
 SMALL = {"paper": 67, "caffenet": 67, "owt": 63, "half": 72}      # whose filters and features are a sixteenth of the published ones
 
@@ -128,21 +128,23 @@ def test_the_nets_as_published_on_photographs(name):
 # The command, and its file as predict takes it
 
 def test_a_run_becomes_a_file_that_predicts_the_same(finished, pictures, tmp_path, capsys):
-    file = tmp_path / "model.onnx"
-    assert export.main([str(finished), str(file)]) == 0
-    assert "best.safetensors" in capsys.readouterr().out
-    told = {}
-    for source in finished, file:
-        for crops in [], ["--ten-crop"]:
-            table = tmp_path / "found.csv"
-            assert predict.main([str(source), str(pictures / "val/red"), "--device", "cpu", "--top", "3", "--csv", str(table), *crops]) == 0
-            rows = [line.split(",") for line in table.read_text().splitlines()[1:]]
-            assert len(rows) == 4
-            told[source, bool(crops)] = [[row[0], *row[1::2]] for row in rows], np.array([row[2::2] for row in rows], float)
-    for crops in False, True:
-        assert told[finished, crops][0] == told[file, crops][0]
-        np.testing.assert_allclose(told[finished, crops][1], told[file, crops][1], atol=1e-5)
-    assert np.abs(told[file, False][1] - told[file, True][1]).max() > 1e-4
+    inside, described = tmp_path / "inside.onnx", tmp_path / "described.onnx"
+    assert export.main([str(finished), str(inside)]) == 0 and "best.safetensors" in capsys.readouterr().out
+    assert export.main([str(finished), str(described), "--preprocessing", "described"]) == 0
+    assert [onnx.load(file).graph.node[0].op_type for file in (inside, described)] == ["Sub", "Conv"]
+
+    def found(source, *more):
+        table = tmp_path / "found.csv"
+        assert predict.main([str(source), str(pictures / "val/red"), "--device", "cpu", "--top", "3", "--csv", str(table), *more]) == 0
+        rows = [line.split(",") for line in table.read_text().splitlines()[1:]]
+        assert len(rows) == 4
+        return [[row[0], *row[1::2]] for row in rows], np.array([row[2::2] for row in rows], float)
+
+    for file, crops in (inside, []), (inside, ["--ten-crop"]), (described, []):
+        (names, probabilities), (true_names, true_probabilities) = found(file, *crops), found(finished, *crops)
+        assert names == true_names
+        np.testing.assert_allclose(probabilities, true_probabilities, atol=1e-5)
+    assert np.abs(found(inside, "--ten-crop")[1] - probabilities).max() > 1e-4
 
 
 def test_averages_are_what_is_exported(finished, tmp_path):
