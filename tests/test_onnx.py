@@ -239,6 +239,7 @@ def test_bad_files_are_refused_in_a_sentence(orange, finished, tmp_path, capsys)
     faults = [(tmp_path / "text.onnx", [], "text.onnx is not an intact ONNX file"), (tmp_path / "none.onnx", [], "none.onnx cannot be read (No such file"),
               (flat, [], "x (batch, 8)"), (strange, [], "not computed here: Erf, Gelu"), (other, [], "its input x is of DOUBLE"),
               (wide, [], "LRN y cannot be computed here: size: expected an odd number"), (good, ["--checkpoint", "best"], "leave it out"),
+              (good, ["--explain", tmp_path / "why.html"], "of an ONNX file there is none"),
               (good, ["--classes", tmp_path / "names.txt"], "names 1 classes, and the network"), (good, ["--classes", tmp_path / "no"], "cannot be read"),
               (finished, ["--input", "caffe"], "for ONNX files"), (finished, ["--classes", tmp_path / "names.txt"], "for ONNX files"),
               *((good, ["--input", form], f"--input {form}: expected torchvision") for form in ("caffee", "mean=1:2", "bgr,mean=colour", "flip=h"))]
