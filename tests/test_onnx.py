@@ -243,6 +243,11 @@ def test_bad_files_are_refused_in_a_sentence(orange, finished, tmp_path, capsys)
               (good, ["--classes", tmp_path / "names.txt"], "names 1 classes, and the network"), (good, ["--classes", tmp_path / "no"], "cannot be read"),
               (finished, ["--input", "caffe"], "for ONNX files"), (finished, ["--classes", tmp_path / "names.txt"], "for ONNX files"),
               *((good, ["--input", form], f"--input {form}: expected torchvision") for form in ("caffee", "mean=1:2", "bgr,mean=colour", "flip=h"))]
+    own = minialex.onnx.model_of(net_named("convolutional"), drawn(net_named("convolutional")), Input(45, 39), list("abcde"))
+    onnx.save(own, told := tmp_path / "told.onnx")
+    own.metadata_props[1].value = '{"side": 45}'
+    onnx.save(own, changed := tmp_path / "changed.onnx")
+    faults += [(told, ["--input", "caffe"], "told.onnx says itself how"), (changed, [], "metadata are not as minialex writes them")]
     for file, words, sentence in faults:
         assert sentence in refused(capsys, predict.main, file, orange, *words, "--device", "cpu")
     assert f"FILE {tmp_path / 'no/model.onnx'}: there is no folder" in refused(capsys, export.main, finished, tmp_path / "no/model.onnx")

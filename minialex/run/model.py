@@ -46,10 +46,10 @@ class Model:
         self.device = open_device(device, threads, announce)[0]
         try:
             self.graph = onnx.prepare(model, self.device)
+            black = np.zeros((1, self.input.side, self.input.side, 3), np.uint8)
+            self.evaluate(black, None, self.input.centre(1))      # to see how many classes there are
         except (UserError, onnx.checker.ValidationError) as error:
             raise UserError(f"{self.path}: {' '.join(str(error).split())}") from None
-        black = np.zeros((1, self.input.side, self.input.side, 3), np.uint8)
-        self.evaluate(black, None, self.input.centre(1))      # to see how many classes there are
         count = self.found.shape[1]
         self.classes = lines_of(names) if names else about.get("classes") or [f"class {k}" for k in range(count)]
         if len(self.classes) != count:
@@ -57,7 +57,9 @@ class Model:
 
     def described(self, told: Any, size: int, form: str | None) -> tuple[Input, bool]:
         """-> how it takes pictures, and whether blue comes first"""
-        if told and not form:
+        if told and form:
+            raise UserError(f"--input {form}: {self.path} says itself how it takes pictures, so leave it out")
+        if told:
             as_they_are = Input(told["side"], told["size"], told["fit"], mean=(0.0,) * 3, scale=(1.0,) * 3)
             inside = told["preprocessing"] == "inside"      # the graph itself has the mean and the scale
             return as_they_are if inside else replace(as_they_are, mean=tuple(told["mean"]), scale=tuple(told["scale"])), False
@@ -105,7 +107,8 @@ def read_metadata(model: Any, path: str) -> dict:
     try:
         about = {entry.key: json.loads(entry.value) for entry in model.metadata_props}
         if "input" in about:
-            Input(*(about["input"][key] for key in ("side", "size", "fit", "mean", "scale")))
+            *given, _ = (about["input"][key] for key in ("side", "size", "fit", "mean", "scale", "preprocessing"))
+            Input(*given)
         return about
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{path}: its metadata are not as minialex writes them: export it anew") from None
