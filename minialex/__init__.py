@@ -1,6 +1,6 @@
 """AlexNet from scratch: every kernel written by hand, once, for NVIDIA GPUs and for CPUs.
 
-fit() trains a net on folders of pictures, load() takes up a run; Net and its layers make a net of one's own, Network runs it.
+fit() trains a net on folders of pictures, load() takes up a run, convert() weights of other libraries; Net and its layers make a net of one's own, Network runs it.
 """
 
 import importlib
@@ -11,6 +11,7 @@ from .version import __version__
 
 if TYPE_CHECKING:
     from . import functional, gradcheck, nets
+    from .convert import convert
     from .data.augment import Input
     from .data.folder import open_data
     from .data.image import picture
@@ -38,10 +39,10 @@ _PLACES = {"fit": "run.fit", "load": "run.run", "Run": "run.run", "History": "ru
            "Net": "nets", "Network": "network", "Conv": "ops.conv", "Dense": "ops.dense", "Dropout": "ops.dropout", "LRN": "ops.lrn",
            "MaxPool": "ops.pool", "ReLU": "ops.relu", "SGD": "optim", "Adam": "optim", "Schedule": "optim", "Input": "data.augment",
            "Loader": "data.loader", "open_data": "data.folder", "picture": "data.image", "open_device": "device", "UserError": "errors"}
-_ROOMS = "functional", "gradcheck", "nets", "onnx"      # the last needs a package that may be missing, and so is in no list
+_ROOMS = "convert", "functional", "gradcheck", "nets", "onnx"      # convert is a function too; the last needs a package that may be missing, and so is in no list
 
 __all__ = ["Adam", "Conv", "Dense", "Dropout", "Evaluation", "Explanation", "History", "Input", "LRN", "Loader", "MaxPool", "Net", "Network", "ReLU", "Run", "SGD", "Schedule",
-           "Trainer", "UserError", "fit", "functional", "gradcheck", "load", "nets", "open_data", "open_device", "picture"]
+           "Trainer", "UserError", "convert", "fit", "functional", "gradcheck", "load", "nets", "open_data", "open_device", "picture"]
 
 
 def __getattr__(name: str) -> Any:

@@ -15,6 +15,7 @@ COMMANDS = {
     "predict": "the likeliest classes of images",
     "export": "write a trained net to an ONNX file",
     "report": "write a run's report anew",
+    "convert": "weights from torchvision, Caffe or Keras, and out again",
     "describe": "a net's layers, parameters and memory",
     "data": "pack images into files that training reads without decoding, or check such files",
     "gradcheck": "hold each op to its formula",

@@ -49,6 +49,13 @@ def caffenet(classes: int) -> dict[str, Layer]:
     }
 
 
+def alexnet_caffe(classes: int) -> dict[str, Layer]:
+    """BVLC's AlexNet (models/bvlc_alexnet/train_val.prototxt): the paper's order, Caffe's LRN (alpha divided by the window, k 1) and hidden biases 0.1."""
+    order = ("conv1", "norm1", "pool1", "conv2", "norm2", "pool2")
+    layers = caffenet(classes)
+    return {name: layers[name] for name in (*order, *(name for name in layers if name not in order))}
+
+
 def owt(classes: int) -> dict[str, Layer]:
     """"One weird trick" (Krizhevsky 2014), the torchvision net: one tower, no LRN, dropout before fc6 and fc7.
 
@@ -74,7 +81,8 @@ def half(classes: int) -> dict[str, Layer]:
 
 # net -> (its layers, the published input size, the published number of classes)
 NETS: dict[str, tuple[Callable[[int], dict[str, Layer]], int, int]] = {
-    "paper": (paper, 227, 1000), "caffenet": (caffenet, 227, 1000), "owt": (owt, 224, 1000), "half": (half, 224, 1000)}
+    "paper": (paper, 227, 1000), "caffenet": (caffenet, 227, 1000), "alexnet-caffe": (alexnet_caffe, 227, 1000),
+    "owt": (owt, 224, 1000), "half": (half, 224, 1000)}
 
 
 @dataclass(repr=False)
@@ -144,6 +152,11 @@ class Net:
         """The layers as JSON has them, {"conv1": {"op": "Conv", "filters": 48, ...}, ...}; `from_description` makes the net again."""
         described = {name: {"op": type(layer).__name__, **asdict(layer)} for name, layer in self.layers.items()}
         return json.loads(json.dumps(described))      # tuples become lists
+
+    @property
+    def published(self) -> bool:
+        """Whether it is one of NETS, layer by layer, so that its name says all."""
+        return self.name in NETS and list(self.layers.items()) == list(NETS[self.name][0](self.classes).items())
 
     def count(self) -> int:
         """Numbers that are learnt."""

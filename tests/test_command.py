@@ -41,7 +41,7 @@ def test_a_usage_names_the_command_as_it_was_called(name):
 def test_mistakes(capsys):
     assert run("nonsense").returncode == 2 and "invalid choice: 'nonsense'" in run("nonsense").stderr
     assert "--data is empty" in refused(capsys, __main__.main, "train", "--data", "")
-    assert command(__main__.main, "describe", "resnet") == 2 and capsys.readouterr().err == "error: unknown net 'resnet': choose one of paper, caffenet, owt, half\n"
+    assert command(__main__.main, "describe", "resnet") == 2 and capsys.readouterr().err == "error: unknown net 'resnet': choose one of paper, caffenet, alexnet-caffe, owt, half\n"
 
 
 def test_a_command_below_the_script(capsys):

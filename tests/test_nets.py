@@ -65,6 +65,19 @@ def test_known_receptive_fields():
     assert net.receptive_field("fc6") == net.receptive_field("fc8") == (0, 0, 227, 227)
 
 
+@pytest.mark.parametrize("name, order", [("alexnet-caffe", "conv1 norm1 pool1 conv2 norm2 pool2"), ("caffenet", "conv1 pool1 norm1 conv2 pool2 norm2")])
+def test_caffes_constants(name, order):
+    """models/bvlc_alexnet/train_val.prototxt and models/bvlc_reference_caffenet/train_val.prototxt; LRN's k is caffe.proto's default, and pooling rounds up."""
+    net = build(name)
+    assert list(net.layers) == [*order.split(), *"conv3 conv4 conv5 pool5 fc6 drop6 fc7 drop7 fc8".split()]
+    assert all(net.layers[layer] == LRN(5, 1e-4, 0.75, 1.0, "mean") for layer in ("norm1", "norm2")) and all(net.layers[f"pool{i}"] == MaxPool(3, 2, ceil=True) for i in (1, 2, 5))
+    assert [(of.filters, of.window.size[0], of.window.stride[0], of.window.pad[0][0], of.groups, of.std, of.bias, of.relu) for of in net.layers.values() if isinstance(of, Conv)] == [
+        (96, 11, 4, 0, 1, 0.01, 0, True), (256, 5, 1, 2, 2, 0.01, 0.1, True), (384, 3, 1, 1, 1, 0.01, 0, True), (384, 3, 1, 1, 2, 0.01, 0.1, True), (256, 3, 1, 1, 2, 0.01, 0.1, True)]
+    assert [(of.features, of.std, of.bias, of.relu) for of in net.layers.values() if isinstance(of, Dense)] == [
+        (4096, 0.005, 0.1, True), (4096, 0.005, 0.1, True), (1000, 0.01, 0, False)]
+    assert all(net.layers[layer].p == 0.5 for layer in ("drop6", "drop7"))
+
+
 SCORE = Dense(3, relu=False)
 
 

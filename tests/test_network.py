@@ -115,6 +115,7 @@ def torch_logits(torch, net, parameters, images, views):
 
 
 CASES = {"mini": mini, "half": lambda: build("half", CLASSES, 64), "owt": lambda: small("owt", 63, 2), "caffenet": lambda: small("caffenet", 55, 2),
+         "alexnet-caffe": lambda: small("alexnet-caffe", 55, 8),
          "paper": lambda: small("paper", 67, 2), "paper as published": lambda: build("paper", CLASSES, 67)}
 
 
@@ -589,7 +590,7 @@ def test_training_has_no_room_for_the_gradient_of_its_input():
 # ---------------------------------------------------------------- numbers and sentences
 
 @pytest.mark.parametrize("name, classes, parameters, giga", [
-    ("paper", None, 60_965_224, 0.724), ("caffenet", None, 60_965_224, 0.724), ("owt", None, 61_100_840, 0.714), ("half", 10, 14_601_930, 0.309)])
+    ("paper", None, 60_965_224, 0.724), ("caffenet", None, 60_965_224, 0.724), ("alexnet-caffe", None, 60_965_224, 0.724), ("owt", None, 61_100_840, 0.714), ("half", 10, 14_601_930, 0.309)])
 def test_published_numbers(name, classes, parameters, giga):
     net = build(name, classes)
     assert sum(int(np.prod(shape)) for shape in net.parameters().values()) == parameters
@@ -616,7 +617,7 @@ def test_published_initial_values():
 def test_an_input_too_small_names_the_layer(name, size, layer):
     with pytest.raises(UserError, match=rf"^{name} at {size}x{size}: {layer} runs out of pixels \(.* does not fit .*\); use a larger --size"):
         build(name, CLASSES, size)
-    with pytest.raises(UserError, match="unknown net 'alexnet': choose one of paper, caffenet, owt, half"):
+    with pytest.raises(UserError, match="unknown net 'alexnet': choose one of paper, caffenet, alexnet-caffe, owt, half"):
         build("alexnet")
 
 

@@ -16,8 +16,13 @@ def save(path, network, state, optimizer=True):
     the parameters that evaluation goes by."""
     network.device.synchronize()
     tensors = {name: network.device.to_numpy(array) for name, array in arrays_of(network, optimizer).items()}
+    write(path, tensors, state, network.net.name)
+
+
+def write(path, tensors, state, net):
+    """Saves arrays by name, `state` and the name of the net."""
     text = json.dumps(state)
-    write_beside(path, to_bytes(tensors, {"minialex": text, "net": network.net.name, "crc32": checksum(tensors, text, network.net.name)}))
+    write_beside(path, to_bytes(tensors, {"minialex": text, "net": net, "crc32": checksum(tensors, text, net)}))
 
 
 def to_bytes(tensors, about):

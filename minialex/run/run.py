@@ -142,6 +142,8 @@ class Run:
         """
         with self._words(), self._busy:
             asked, options = data, self.config["options"]
+            if data is None and "converted" in self.config:
+                raise UserError(f"the weights in {self.folder} were converted, and it has no images of its own: give --data DIR")
             if data is None:
                 data = options["data"] or options["val"] or default_set(bar)
             drawn = options.get("val_fraction") is not None and os.path.realpath(data) == os.path.realpath(options["data"])

@@ -84,7 +84,7 @@ class Session:
         self.config = {"net": net.name, "size": net.size, "began": began, "input": asdict(self.input), "classes": train.classes, "threads": self.device.threads,
                        "options": options, "machine": describe_machine(self.device),
                        "data": {split: source.fingerprint() | {"left_out": source.beside.other} for split, source in (("train", train), ("val", val))}}
-        if net.name not in nets.NETS or list(net.layers.items()) != list(nets.NETS[net.name][0](net.classes).items()):
+        if not net.published:
             self.config["layers"] = net.described()
         if config:
             self.warn_of_differences(config)

@@ -11,6 +11,7 @@ from .. import tune
 from ..data.augment import Input
 from ..device.base import PRECISIONS
 from ..errors import UserError
+from ..errors import typed as shell
 from ..optim import SGD, Adam, Schedule
 from . import board
 from .folder import RunFolder
@@ -91,6 +92,8 @@ def resumed(given, folder):
         if value is not None and name not in RESUMED:
             raise UserError(f"--{name.replace('_', '-')} cannot be given with --resume, which takes it from the run's config.json")
     config = folder.config()
+    if "converted" in config:
+        raise UserError(f"{folder} has weights that were converted, and is no run to go on with: train from them with --init {shell(folder.given)}")
     config["options"] |= {name: value for name, value in OLDER.items() if name not in config["options"]}
     missing = [name for name in given if name not in config["options"]]
     if missing:
