@@ -61,7 +61,7 @@ def main(arguments=None):
     say("\nconvolutions by " + ("the faster algorithm here, of im2col and Winograd's, in ms of a step:" if timed else "these algorithms:"))
     for name, layer in net.layers.items():
         if isinstance(layer, Conv):
-            say(f"  {name:18} {described(layer, net.inputs[name], device, args.batch, shares, chunk, name != net.bottom, timed)}")
+            say(f"  {name:18} {described(layer, net.inputs[name], device, args.batch, shares, chunk, name in net.above, timed)}")
     layout = Layout(net, device, args.batch, workspace_mb=args.workspace_mb)
     say(f"\nmemory of a training step at batch {args.batch} on {where}:")
     for what, size in [*memory(layout).items(), ("total", layout.bytes())]:

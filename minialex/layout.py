@@ -31,15 +31,16 @@ class Layout:
     last bits of a sum depend (default: the batch).
 
     Parameters lie in one array, "parameter all", and so do their gradients and what the optimizer keeps: {name: (start, shape)} is `places`, and what is
-    between is 0. The rows of dense weights lie `device.pitch` apart. `weights` and `biases` are the two parts of such an array, and `shared` those of the
-    convolutional layers, of whose gradients each share but the first has arrays of its own, "gradient shares 0" and "gradient shares 1".
+    between is 0. The rows of dense weights lie `device.pitch` apart. `updates` are the parts of such an array that a step changes together, as (".weight" or
+    ".bias", slice, place of their factor among `factors` of the learning rate): two, unless layers have factors of their own. `shared` are the two parts of the
+    convolutional layers that learn, of whose gradients each share but the first has arrays of its own, "gradient shares 0" and "gradient shares 1".
 
-    training: with room for backward; to_input: for backward as far as the net's input. `bottom` is the layer whose input needs no gradient, if there is one.
+    training: with room for backward; to_input: for backward as far as the net's input. `above` are the layers whose inputs' gradients are needed.
     """
 
     def __init__(self, net: Net, device: Device, batch: int, *, input: Input | None = None, training: bool = True, workspace_mb: float | None = None,
                  slots: Sequence[str] = ("velocity",), clipped: bool = False, totals: int | None = None, to_input: bool = False) -> None:
-        self.bottom = None if to_input else net.bottom
+        self.above = list(net.layers) if to_input else net.above
         self.input = input or Input(net.side, net.size)
         self.net, self.batch, self.training, floats = net, batch, training, device.float
         side = self.input.side
@@ -50,13 +51,14 @@ class Layout:
         self.stack, self.tail = names[:first], names[first:]
         self.shares, self.chunk = cut(device, batch)
         self.columns = self.fit(device, workspace_mb)
+        count = self.place(device)
 
         rows = batch if training else min(batch, self.shares * self.chunk)
         own = ["input", *(name for name in self.stack if not net.layers[name].in_place)]      # the tail, or the loss, reads the last of these
         self.arrays: dict[str, tuple[Shape, Any]] = {
             "input images": ((batch, side, side, 3), np.uint8), "input views": ((batch, 18), floats),
             "input labels": ((batch,), np.int32), "input mean": ((side, side, 3) if self.input.mean == "image" else (1,), floats),
-            "input now": ((2,), np.float64), "input class weights": ((2, net.classes), floats), "output loss": ((batch,), floats), "output rank": ((batch,), floats),
+            "input now": ((2 * len(self.factors),), np.float64), "input class weights": ((2, net.classes), floats), "output loss": ((batch,), floats), "output rank": ((batch,), floats),
             "output probabilities": ((batch, net.classes), floats), "output totals": ((3, totals or batch), np.float64),
             "activation input": ((rows if own[1:] else batch, net.size, net.size, 3), floats)}
         if to_input:
@@ -67,7 +69,6 @@ class Layout:
                 self.arrays[f"activation {name}"] = ((keep, *net.outputs[name]), floats)
             for key, (shape, dtype) in layer.kept(net.inputs[name]).items():
                 self.arrays[f"kept {name}.{key}"] = ((rows if name in self.stack else batch, *shape), dtype)
-        count = self.place(device)
         for kind in ("parameter", *([*slots, "gradient"] if training else [])):
             self.arrays[f"{kind} all"] = ((count,), floats)
         if training and self.shares > 1:
@@ -79,7 +80,7 @@ class Layout:
             if spare and sizes(keepable) <= room:
                 self.arrays |= keepable
         for name, layer in net.layers.items():
-            for backward in (False, *([True] if training and name != self.bottom else [])):
+            for backward in (False, *([True] if training and name in self.above else [])):
                 self.arrays |= {f"prepared {name}.{key}": (shape, floats) for key, shape in layer.prepared(net.inputs[name], backward).items()}
         self.arrays["workspace columns"] = ((self.shares, self.columns), floats)
         if training and clipped:
@@ -96,17 +97,30 @@ class Layout:
     def place(self, device: Device) -> int:
         """Gives each parameter its place. -> floats of all"""
         shapes = {name: (*shape[:-1], device.pitch(shape[-1])) if len(shape) == 2 else shape for name, shape in self.net.parameters().items()}
+        rates = {name: self.net.layers[name.split(".")[0]].lr for name in shapes}
+        self.factors = sorted({1.0, *rates.values()} - {0.0}, key=lambda rate: rate != 1)
         self.places: dict[str, tuple[int, Shape]] = {}
-        edges = [0]
-        for bias, stack in ((False, True), (False, False), (True, False), (True, True)):      # the stack's at both ends, so that weights and biases meet once
-            end = edges[-1]
-            for name, shape in shapes.items():
-                if (name.endswith(".bias"), name.split(".")[0] in self.stack) == (bias, stack):
-                    self.places[name] = end, shape
-                    end += -(-math.prod(shape) // APART) * APART
-            edges.append(end)
-        self.weights, self.biases, self.shared = slice(0, edges[2]), slice(edges[2], edges[4]), (slice(0, edges[1]), slice(edges[3], edges[4]))
-        return edges[4]
+        self.updates: list[tuple[str, slice, int]] = []
+        self.shared: list[slice] = []
+        end = 0
+        # The stack's at both ends, so that weights and biases meet once. Equal factors lie together: the usual one where stack and tail meet, frozen layers outside.
+        for part, stack, outward in ((".weight", True, False), (".weight", False, True), (".bias", False, False), (".bias", True, True)):
+            own = [name for name in shapes if name.endswith(part) and (name.split(".")[0] in self.stack) == stack]
+            learnt = []
+            for name in sorted(own, key=lambda name: (rates[name] == 0, rates[name] != 1, rates[name]), reverse=not outward):
+                start, end = end, end + -(-math.prod(shapes[name]) // APART) * APART
+                self.places[name] = start, shapes[name]
+                if not rates[name]:
+                    continue
+                learnt.append(slice(start, end))
+                number, last = self.factors.index(rates[name]), self.updates[-1] if self.updates else None
+                if last and last[0] == part and last[1].stop == start and last[2] == number:
+                    self.updates[-1] = part, slice(last[1].start, end), number
+                else:
+                    self.updates.append((part, slice(start, end), number))
+            if stack:
+                self.shared.append(slice(learnt[0].start, learnt[-1].stop) if learnt else slice(end, end))
+        return end
 
     def view(self, name: str, of: Array, start: int = 0) -> Array:
         """A parameter's part of an array that begins at `start` of all, without the zeros at the end of its rows."""
@@ -120,7 +134,7 @@ class Layout:
             raise UserError(f"--workspace-mb {workspace_mb}: expected megabytes, more than 0")
         for name, layer in net.layers.items():
             shape = net.inputs[name]
-            least, best = layer.columns(device, shape, self.chunk, self.training, name != self.bottom)
+            least, best = layer.columns(device, shape, self.chunk, self.training and name in (net.bottom, *self.above), name in self.above)
             if workspace_mb is not None and least:
                 allowed = int(workspace_mb * 2**20 / 4 / self.shares)
                 if allowed < least:

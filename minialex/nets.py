@@ -4,8 +4,8 @@ import html
 import json
 import math
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -126,6 +126,8 @@ class Net:
     def check_end(self) -> None:
         """Refuses a net whose output is not one number for each class, or that has nothing to learn."""
         last, layer = list(self.layers.items())[-1]
+        if self.parameters() and not any(self.layers[name.split(".")[0]].lr for name in self.parameters()):
+            raise UserError(f"{self.name}: all layers are frozen (lr=0), so that there is nothing to train: leave one that learns")
         if not self.parameters():
             raise UserError(f"{self.name}: no layer has parameters, so that there is nothing to train: use a Conv or a Dense")
         if layer.in_place:
@@ -185,8 +187,30 @@ class Net:
 
     @property
     def bottom(self) -> str:
-        """The first layer with parameters: nobody needs the gradient of its input."""
-        return next(iter(self.parameters())).split(".")[0]
+        """The first layer that learns: nobody needs the gradient of its input, nor that of what lies below it."""
+        return next(name for name, layer in self.layers.items() if layer.lr and layer.parameters(self.inputs[name]))
+
+    @property
+    def above(self) -> list[str]:
+        """The layers whose inputs' gradients are needed."""
+        names = list(self.layers)
+        return names[names.index(self.bottom) + 1:]
+
+    def with_rates(self, rates: Mapping[str, float]) -> "Net":
+        """The net with these factors of the learning rate, {layer: factor}, 0 of those that are frozen; a UserError names one that has no parameters."""
+        able = [name for name, layer in self.layers.items() if layer.parameters(self.inputs[name])]
+        if wrong := [name for name in rates if name not in able]:
+            raise UserError(f"{self.name} has no layer {wrong[0]} with weights, which could be frozen or have a learning rate of its own: choose among {', '.join(able)}")
+        layers: dict[str, Any] = self.layers
+        return Net({name: replace(layer, lr=float(rates[name])) if name in rates else layer for name, layer in layers.items()}, self.size, self.name)
+
+    def with_classes(self, classes: int) -> "Net":
+        """The net with another number of classes: a last layer of another width."""
+        last, layer = list(self.layers.items())[-1]
+        if not isinstance(layer, (Conv, Dense)):
+            raise UserError(f"{self.name}: its last layer, {last}, is {layer}, whose outputs cannot be made {classes} classes")
+        changed: Any = replace(layer, filters=classes) if isinstance(layer, Conv) else replace(layer, features=classes)
+        return Net({**self.layers, last: changed}, self.size, self.name)
 
     def receptive_field(self, name: str, row: int = 0, column: int = 0) -> tuple[int, int, int, int]:
         """(top, left, bottom, right) of the pixels of the input that a layer's output at (row, column) depends on, bottom and right not among them."""

@@ -181,7 +181,7 @@ class Network:
         check_labels(labels, self.net.classes)
         check_views(views, self.net.size)
         self.device.feed([*((self.arrays[f"input {name}"][:n], host) for name, host in (("images", images), ("labels", labels), ("views", views))),
-                          (self.arrays["input now"], np.array([step, self.optimizer.rate(step, lr)], np.float64))])
+                          (self.arrays["input now"], np.array([of for factor in self.layout.factors for of in (step, factor * self.optimizer.rate(step, lr))], np.float64))])
         if (mode, n) not in self.tapes:
             with self.device.record() as tape:
                 self.record(mode, n)
@@ -241,7 +241,7 @@ class Network:
                     layer, site = self.net.layers[name], self.site(name, mode, share, first, last)
                     device.place = f"{name} backward"
                     site.dy, site.accumulate = slope, i > 0
-                    site.gradients = {part: self.of_shares[share][of] for part, of in self.net.held(name).items()}
+                    site.gradients = {part: self.of_shares[share][of] for part, of in self.learnt(name).items()}
                     if name == bottom:
                         site.dx = None
                     elif layer.in_place:
@@ -268,7 +268,7 @@ class Network:
     def prepare(self, mode: str, backward: bool) -> None:
         """Launches what a pass takes of the parameters in another form."""
         for name, layer in self.net.layers.items():
-            if layer.prepared(self.net.inputs[name], backward) and not (backward and name == self.layout.bottom):      # of which nobody needs the gradient
+            if layer.prepared(self.net.inputs[name], backward) and not (backward and name not in self.layout.above):      # nobody needs its input's gradient
                 self.device.place = f"{name} {'backward' if backward else 'forward'}"
                 layer.prepare(self.device, self.site(name, mode, 0, 0, 1), backward)
 
@@ -279,9 +279,9 @@ class Network:
             self.device.place = "clip update"
             clip(self.device, [gradient], self.clip_norm, a["workspace norm"], a["output norm"])
         self.device.place = "update"
-        for name, of in ((".weight", self.layout.weights), (".bias", self.layout.biases)):
+        for name, of, factor in self.layout.updates:
             state = {slot: a[f"{slot} all"][of] for slot in self.optimizer.slots}
-            self.optimizer.update(self.device, name, a["parameter all"][of], state, gradient[of], now)
+            self.optimizer.update(self.device, name, a["parameter all"][of], state, gradient[of], now[2 * factor:2 * factor + 2])
         if self.average is not None:
             add_to_average(self.device, a["average all"], a["parameter all"], now, self.average)
 
@@ -300,7 +300,7 @@ class Network:
             zero, state = y == 0, {slot: self.state[f"{slot} {weight}"] for slot in self.optimizer.slots}
             found[name] = {"mean": float(np.abs(y).mean()), "std": float(y.std()), "zero": float(zero.mean()),
                            "dead": float(zero.reshape(-1, y.shape[-1]).all(axis=0).mean()),
-                           "ratio": self.optimizer.step_ratio(self.device, weight, self.parameters[weight], state, rate)}
+                           "ratio": self.optimizer.step_ratio(self.device, weight, self.parameters[weight], state, layer.lr * rate) if layer.lr else None}
         return found
 
     def view(self, share: int, first: int, last: int) -> None:
@@ -332,7 +332,7 @@ class Network:
         below: Any = self.net.layers[layers[layers.index(name) - 1]]
         own = self.averages if self.averages and mode not in ("train", "gradient") else self.parameters
         return Site(x=x, y=y, parameters={part: own[of] for part, of in parts.items()},
-                    gradients={part: self.gradients[of] for part, of in parts.items()} if self.layout.training else {},
+                    gradients={part: self.gradients[of] for part, of in self.learnt(name).items()} if self.layout.training else {},
                     pooled=name in self.net.pooled, relu=name in self.net.pooled.values() and below.relu,
                     prepared={k: self.arrays[array] for backward in (False, True) for k in layer.prepared(self.net.inputs[name], backward)
                               if (array := f"prepared {name}.{k}") in self.arrays},
@@ -340,6 +340,10 @@ class Network:
                           if (array := f"kept {name}.{k}") in self.arrays},
                     columns=self.arrays["workspace dense"] if layer.dense and self.layout.training else self.arrays["workspace columns"][share], first=first,
                     seed=self.seed, number=layers.index(name), now=self.arrays["input now"])
+
+    def learnt(self, name: str) -> dict[str, str]:
+        """Of what a layer holds, {part: "layer.part"} of those that are not frozen."""
+        return {part: of for part, of in self.net.held(name).items() if self.net.layers[of.split(".")[0]].lr}
 
     def loss(self, n: int, mode: str) -> Array:
         """Launches the loss of n images. -> gradient of the logits of the mean loss"""

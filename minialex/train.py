@@ -43,7 +43,10 @@ def parse(arguments):
     net.add_argument("--recipe", choices=list(RECIPES), help="options of a known training run; those given beside it replace its own")
     net.add_argument("--list-recipes", action=ListRecipes, nargs=0, dest=argparse.SUPPRESS, help="show the options of all recipes and end")
     net.add_argument("--net", choices=list(NETS), help="default half")
-    net.add_argument("--init", choices=CHOICES["init"], help="first weights: he (default) trains from scratch on small data")
+    net.add_argument("--init", metavar="HOW", help=f"first weights: {', '.join(CHOICES['init'])} (default he, which trains from scratch on small data); or a run folder or "
+                     "a file of weights (see minialex.convert) to begin with, whose net, mean and scale are taken with them")
+    net.add_argument("--freeze", metavar="LAYER,...", help="layers that keep their first weights, such as conv1,conv2: no gradient is computed for them")
+    net.add_argument("--lr-of", metavar="LAYER=F,...", help="what the learning rate of a layer is times, such as fc8=10")
     net.add_argument("--epochs", type=int, help=f"default {DEFAULTS['epochs']}, {SHAPES_DEFAULTS['epochs']} on the built-in set")
     net.add_argument("--batch", type=int, help=f"images per step (default {DEFAULTS['batch']}, {SHAPES_DEFAULTS['batch']} on the built-in set)")
     net.add_argument("--lr", type=float, help=f"learning rate (default {DEFAULTS['lr']})")

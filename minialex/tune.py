@@ -47,7 +47,7 @@ def settled(net: Net, device: Device, batch: int, shares: int, chunk: int, *, tr
             if not Winograd.fits(layer):
                 pair = "im2col", "im2col"
             elif isinstance(conv, str):
-                pair = (conv, conv) if conv != "auto" else fastest(layer, net.inputs[name], device, batch, shares, chunk, training, name != net.bottom)
+                pair = (conv, conv) if conv != "auto" else fastest(replace(layer, lr=1.0), net.inputs[name], device, batch, shares, chunk, training, name in net.above)
             else:
                 found = conv.get(name, ("im2col", "im2col"))
                 pair = tuple(found) if isinstance(found, (list, tuple)) else ()

@@ -3,6 +3,7 @@
 import numpy as np
 
 from ..device import kernel
+from .relu import BLOCK, relu_backward_in_place
 
 SPAN, STRIP = 256, 32       # as in kernels/bias.cu
 
@@ -51,7 +52,11 @@ def add_bias(device, y, b, relu):
 
 
 def bias_gradient(device, y, dy, db, workspace, relu, accumulate=False):
-    """Masks dy by y > 0 if relu, and sums it over all but the last axis into db."""
+    """Masks dy by y > 0 if relu, and sums it over all but the last axis into db, unless that is None."""
+    if db is None:
+        if relu:
+            device.launch(relu_backward_in_place, -(-y.size // BLOCK), y, dy, y.size)
+        return
     channels = y.shape[-1]
     pixels = y.size // channels
     slice, count = slices(pixels)

@@ -11,7 +11,7 @@ import numpy as np
 from ..device import Array, Device
 from .bias import bias_partials
 from .im2col import Im2col, col2im
-from .layer import Layer, Shape, Site, as_array, device_of, on_arrays, put, run_alone
+from .layer import Layer, Shape, Site, as_array, device_of, on_arrays, put, require_rate, run_alone
 from .window import Extent, Pad, Window, frozen, image, known
 from .winograd import Winograd
 
@@ -24,7 +24,8 @@ class Conv(Layer):
 
     size, stride: int or (height, width); pad: int, (height, width) or ((top, bottom), (left, right)), zeros.
     std and bias are what the net's publication initialises with (see nets.py). algorithm: "im2col", "winograd" (square filters and strides, whose
-    filters are 3 or 5 strides large, rounded up; see ops/winograd.py), a pair of them for forward and backward, or "auto": a Network takes the faster ones.
+    filters are 3 or 5 strides large, rounded up; see ops/winograd.py), a pair of them for forward and backward, or "auto": a Network takes the faster ones. lr: what the learning rate is times; with 0 the layer
+    is frozen, and no gradient of its parameters is computed.
     """
 
     filters: int
@@ -36,6 +37,7 @@ class Conv(Layer):
     std: float | None = None
     bias: float = 0.0
     algorithm: str | tuple[str, str] = "auto"
+    lr: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -49,6 +51,7 @@ class Conv(Layer):
                              f"not for {self!r}")
         if self.filters < 1:
             raise ValueError(f"filters: expected at least 1, got {self.filters}")
+        require_rate(self.lr)
         if self.groups < 1 or self.filters % self.groups:
             raise ValueError(f"groups: {self.filters} filters cannot be cut into {self.groups} groups")
 
@@ -81,7 +84,7 @@ class Conv(Layer):
         return self.passes(shape)[backward].prepared(backward)
 
     def keepable(self, shape: Shape) -> dict[str, tuple[Shape, Any]]:
-        return {"columns": ((Im2col(self, shape).image,), np.float32)} if self.pair == ("im2col", "im2col") else {}
+        return {"columns": ((Im2col(self, shape).image,), np.float32)} if self.pair == ("im2col", "im2col") and self.lr else {}
 
     def columns(self, device: Device, shape: Shape, images: int, training: bool, dx: bool) -> tuple[int, int]:
         needs = [self.passes(shape)[backward].columns(device, images, backward, dx) for backward in (False, True)[:1 + training]]

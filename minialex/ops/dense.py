@@ -9,7 +9,7 @@ import numpy as np
 
 from ..device import Array, Device
 from .bias import add_bias, bias_gradient, bias_partials
-from .layer import Layer, Shape, Site, as_array, on_arrays, run_alone
+from .layer import Layer, Shape, Site, as_array, on_arrays, require_rate, run_alone
 from .transpose import launch_transpose
 
 
@@ -17,18 +17,20 @@ from .transpose import launch_transpose
 class Dense(Layer):
     """`features` outputs; relu=True applies ReLU in the bias's pass. Cores share its columns, not its images.
 
-    std and bias are what the net's publication initialises with (see nets.py).
+    std and bias are what the net's publication initialises with (see nets.py); lr is what the learning rate is times, 0 of a frozen layer.
     """
 
     features: int
     relu: bool = True
     std: float | None = None
     bias: float = 0.0
+    lr: float = 1.0
 
     dense = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require_rate(self.lr)
         if self.features < 1:
             raise ValueError(f"features: expected at least 1, got {self.features}")
 
@@ -54,14 +56,15 @@ class Dense(Layer):
         add_bias(device, at.y, at.parameters["bias"], self.relu)
 
     def backward(self, device: Device, at: Site) -> None:
-        x, weight, dweight, n = at.x.reshape(len(at.x), -1), at.parameters["weight"], at.gradients["weight"], len(at.x)
-        bias_gradient(device, at.y, at.dy, at.gradients["bias"], at.columns, self.relu, at.accumulate)
+        x, weight, dweight, n = at.x.reshape(len(at.x), -1), at.parameters["weight"], at.gradients.get("weight"), len(at.x)
+        bias_gradient(device, at.y, at.dy, at.gradients.get("bias"), at.columns, self.relu, at.accumulate)
         dy_turned, dx_turned = (at.columns[first:first + n * length].reshape(length, n)
                                 for first, length in ((0, self.features), (n * self.features, len(weight))))
         if at.dx is not None:
             launch_transpose(device, at.dy, dy_turned)
         for own in cuts(device, len(weight)):
-            device.gemm(x[:, own], at.dy, dweight[own], transpose_a=True, accumulate=at.accumulate)
+            if dweight is not None:
+                device.gemm(x[:, own], at.dy, dweight[own], transpose_a=True, accumulate=at.accumulate)
             if at.dx is not None:
                 device.gemm(weight[own], dy_turned, dx_turned[own])
         if at.dx is not None:

@@ -101,10 +101,15 @@ class Im2col:
                 add_bias(device, y, at.parameters["bias"], self.conv.relu)
 
     def backward(self, device: Device, at: Site) -> None:
-        dweight, accumulate = self.grouped(at.gradients["weight"]), at.accumulate
         if not at.pooled:
-            bias_gradient(device, at.y, at.dy, at.gradients["bias"], at.columns, self.conv.relu, at.accumulate)
-        wanted = self.slices(device)
+            bias_gradient(device, at.y, at.dy, at.gradients.get("bias"), at.columns, self.conv.relu, at.accumulate)
+        if at.gradients:
+            self.weight_gradient(device, at)
+        if at.dx is not None:
+            self.input_gradient(device, at)
+
+    def weight_gradient(self, device: Device, at: Site) -> None:
+        dweight, accumulate, wanted = self.grouped(at.gradients["weight"]), at.accumulate, self.slices(device)
         room = at.columns.size - (wanted * at.gradients["weight"].size if wanted > 1 else 0)
         for images, lines in self.pieces(device, at, room, rows=0):
             dy = piece(at.dy, images, lines)
@@ -117,8 +122,8 @@ class Im2col:
             if sliced < len(dy):
                 device.gemm(columns[:, sliced:, :self.fan_in], self.grouped(dy[sliced:]), dweight, transpose_a=True, accumulate=accumulate or sliced > 0)
             accumulate = True
-        if at.dx is None:
-            return
+
+    def input_gradient(self, device: Device, at: Site) -> None:
         transposed, room = at.prepared["transposed"].reshape(self.groups, -1, self.fan_in), self.room(at)
         for images in steps(len(at.x), max(1, min(self.tile(device), room.size) // self.image)):
             n = images.stop - images.start

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import math
 import numbers
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass, field, fields
@@ -18,7 +19,7 @@ R = TypeVar("R")
 
 @dataclass
 class Site:
-    """The arrays that one pass of a layer works on: some images, and room for its work."""
+    """The arrays that one pass of a layer works on: some images, and room for its work. Without `gradients`, those of the parameters are not computed."""
 
     x: Array = None                  # input, (N, ...)
     y: Array = None                  # output, (N, ...); x itself if the layer is in_place
@@ -61,6 +62,12 @@ def own_fields(described: Any) -> None:
             object.__setattr__(described, part.name, of_type(part.name, getattr(described, part.name), part.type))      # it may be frozen
 
 
+def require_rate(lr: float) -> None:
+    """A ValueError if it cannot be what a learning rate is times."""
+    if not 0 <= lr < math.inf:
+        raise ValueError(f"lr: expected a number of 0 or more, got {lr}")
+
+
 def frozen(value: Any) -> Any:
     """Lists, as JSON has them, and numpy's arrays as tuples, numpy's whole numbers as ints."""
     if isinstance(value, np.ndarray):
@@ -80,6 +87,7 @@ class Layer:
     in_place = False      # forward writes over its input, backward over dy
     dense = False         # works on the whole batch, and is cut by features instead of images
     trained_only = False  # does nothing in evaluation
+    lr = 1.0              # of layers with parameters a field: what their learning rate is times; of one with 0 nothing is learnt, and no gradient computed
 
     def __post_init__(self) -> None:
         """Refuses, with its name, a field that is not of its type; a layer checks more here, after this."""

@@ -87,8 +87,8 @@ class MaxPool(Layer):
 
     def backward(self, device: Device, at: Site) -> None:
         shape = at.x.shape[1:]
-        if "bias" in at.gradients:      # each dy goes to one pixel, so that their sum is that of the pixels' too
-            bias_gradient(device, at.y, at.dy, at.gradients["bias"], at.columns, at.relu, at.accumulate)
+        if "bias" in at.parameters:      # each dy goes to one pixel, so that their sum is that of the pixels' too
+            bias_gradient(device, at.y, at.dy, at.gradients.get("bias"), at.columns, at.relu, at.accumulate)
         device.launch(max_pool_backward, at.x.size // shape[2], at.dy, at.kept["winner"], at.dx, *shape, *self.window.arguments(*shape[:2]))
 
 

@@ -204,7 +204,7 @@ class Winograd:
 
     def backward(self, device: Device, at: Site) -> None:
         if not at.pooled:
-            bias_gradient(device, at.y, at.dy, at.gradients["bias"], at.columns, self.conv.relu, at.accumulate)
+            bias_gradient(device, at.y, at.dy, at.gradients.get("bias"), at.columns, self.conv.relu, at.accumulate)
         dplanes, dblocks, all_room = (at.columns[first:last] for first, last in ((0, self.weights), (self.weights, self.weights + self.padded),
                                                                                  (self.weights + self.padded, at.columns.size)))
         needed = at.dx is not None
@@ -218,18 +218,22 @@ class Winograd:
             if needed:
                 pads = self.r - 1 - self.pad[0], self.r - 1 - self.pad[1]
                 device.launch(winograd_input, count * self.groups, at.dy[images], slopes, *of_dy[0], *pads, *of_dy[1])
-                device.launch(winograd_spread, count * self.groups, x, rest, *of_x[0], *of_x[1])
+                if at.gradients:
+                    device.launch(winograd_spread, count * self.groups, x, rest, *of_x[0], *of_x[1])
             else:
                 device.launch(winograd_spread, count * self.groups, at.dy[images], slopes, *of_dy[0], *of_dy[1])
                 device.launch(winograd_input, count * self.groups, x, rest, *of_x[0], *self.pad, *of_x[1])
             dy, inputs = self.planes(slopes, count, self.filters), self.planes(rest, count, self.channels)
-            device.gemm(inputs, dy, self.planes(dplanes, self.channels, self.filters), transpose_a=True, accumulate=images.start > 0)
+            if at.gradients:
+                device.gemm(inputs, dy, self.planes(dplanes, self.channels, self.filters), transpose_a=True, accumulate=images.start > 0)
             if needed:
                 device.gemm(dy, self.planes(at.prepared["turned"], self.filters, self.channels), inputs)
                 dx = x if self.blocks else at.dx[images]      # of x the products have what they need
                 self.output(device, rest, count, dx.reshape(-1, *self.shape), at.parameters["bias"], tiles, False)
                 if self.blocks:
                     device.launch(winograd_pixels, len(at.x[images]) * self.pixels[0] * self.pixels[1], dx, at.dx[images], *self.geometry, 0)
+        if not at.gradients:
+            return
         dweight = dblocks if self.blocks else at.gradients["weight"]
         device.launch(winograd_filter_gradient, self.groups * self.channels * strips(self.filters), dplanes, dweight, self.m, self.r, self.groups,
                       self.conv.filters, pitch_of(self.channels * self.filters), int(needed), int(at.accumulate and not self.blocks))

@@ -22,7 +22,7 @@ def fit(data: PathLike | None = None, *, net: str | Net | None = None, train: Pa
         schedule: str | None = None, momentum: float | None = None, weight_decay: float | None = None, form: str | None = None,
         bias_lr: float | None = None, bias_decay: float | None = None, label_smoothing: float | None = None,
         class_weights: str | None = None, clip_norm: float | None = None, average: float | None = None, conv: str | None = None,
-        early_stop: int | None = None, log: str | None = None, init: str | None = None, seed: int | None = None,
+        early_stop: int | None = None, log: str | None = None, init: PathLike | None = None, freeze: str | None = None, lr_of: str | None = None, seed: int | None = None,
         device: str | None = None, threads: int | None = None, workspace_mb: float | None = None, precision: str | None = None,
         out: PathLike | None = None, resume: PathLike | None = None, progress: bool = True, stop: Callable[[], bool] = lambda: False,
         on_epoch: Callable[[dict], Any] | None = None) -> Run:
@@ -43,10 +43,11 @@ def fit(data: PathLike | None = None, *, net: str | Net | None = None, train: Pa
                  "augment": augment, "drop_last": drop_last, "optimizer": optimizer, "lr": lr, "schedule": schedule, "momentum": momentum,
                  "weight_decay": weight_decay, "form": form, "bias_lr": bias_lr, "bias_decay": bias_decay, "label_smoothing": label_smoothing,
                  "init": init, "seed": seed, "device": device, "threads": threads, "workspace_mb": workspace_mb, "val_fraction": val_fraction,
-                 "class_weights": class_weights, "conv": conv, "average": average, "precision": precision, "clip_norm": clip_norm, "early_stop": early_stop, "log": log}
-        for name, path in ("data", data), ("train", train), ("val", val), ("out", out), ("resume", resume):
+                 "class_weights": class_weights, "conv": conv, "average": average, "precision": precision, "clip_norm": clip_norm, "early_stop": early_stop, "log": log,
+                 "freeze": freeze, "lr_of": lr_of}
+        for name, path in ("data", data), ("train", train), ("val", val), ("init", init), ("out", out), ("resume", resume):
             if not isinstance(path, (str, os.PathLike, type(None))):
-                raise UserError(f"{name}: expected the path of a folder, got {type(path).__name__}")
+                raise UserError(f"{name}: expected the path of a folder{' or a text' * (name == 'init')}, got {type(path).__name__}")
             if name in asked:
                 asked[name] = None if path is None else os.fspath(path)
         for name, function in ("stop", stop), ("on_epoch", on_epoch):

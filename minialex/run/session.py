@@ -4,7 +4,7 @@ import contextlib
 import os
 import platform
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 
 import numpy as np
@@ -20,14 +20,15 @@ from ..device import in_short, open_device
 from ..device.base import cores
 from ..errors import UserError, shown, typed
 from ..limits import free_memory
+from ..nets import Net
 from ..network import Network
 from ..optim import Schedule
 from ..progress import silent
 from ..version import __version__
-from . import advice, board, checkpoint, page
+from . import advice, board, checkpoint, page, weights
 from .folder import net_of
 from .scores import Collector, validate
-from .settings import input_of, optimizer_of
+from .settings import CHOICES, input_of, optimizer_of, rates_of
 from .trainer import Diverged, Trainer
 
 SAVE_EVERY = 600        # seconds between checkpoints inside a long epoch
@@ -81,6 +82,7 @@ class Session:
         self.input, self.mean = self.measured(train, config, net)
         options["side"] = self.input.side
         began = config.get("began") if config else time.strftime("%Y-%m-%d %H:%M")
+        rated = net.with_rates(rates_of(options))
         self.config = {"net": net.name, "size": net.size, "began": began, "input": asdict(self.input), "classes": train.classes, "threads": self.device.threads,
                        "options": options, "machine": describe_machine(self.device),
                        "data": {split: source.fingerprint() | {"left_out": source.beside.other} for split, source in (("train", train), ("val", val))}}
@@ -90,7 +92,9 @@ class Session:
             self.warn_of_differences(config)
         resumed = config and self.has_checkpoint()
         conv = (config or {}).get("convolutions", options["conv"])      # a resumed run goes on as it began
-        network = self.network_of(net, train, not resumed, max(len(train), len(val)), conv)
+        network = self.network_of(rated, train, not resumed, max(len(train), len(val)), conv)
+        if not resumed:
+            self.begin_with(network)
         train, val = self.loaders(train, val)
         schedule = Schedule(options["schedule"], options["lr"], len(train), options["epochs"])
         self.trainer = Trainer(network, train, val, schedule, epochs=options["epochs"], seed=options["seed"], early_stop=options["early_stop"], bar=self.bar)
@@ -144,13 +148,14 @@ class Session:
             weights = balanced(np.asarray(train.labels), net.classes)
             self.tell("weights", ", ".join(f"{weights[k]:.3g} of class {shown(train.classes[k])}" for k in dict.fromkeys((weights.argmin(), weights.argmax()))))
         network = Network(net, self.device, options["batch"], input=self.input, optimizer=optimizer_of(options), smoothing=options["label_smoothing"],
-                          class_weights=weights, clip_norm=options["clip_norm"], init=options["init"] if drawn else None, seed=options["seed"],
+                          class_weights=weights, clip_norm=options["clip_norm"], init=(options["init"] if options["init"] in CHOICES["init"] else "he") if drawn else None, seed=options["seed"],
                           workspace_mb=options["workspace_mb"], most=most, conv=conv,
                           average=options["average"])
         self.config["convolutions"] = tune.algorithms(network.net)
         network.load_mean(self.mean)
         self.tell("net", f"{net.name}, {net.size}x{net.size}, {net.count():,} parameters, {net.macs() / 1e9:.3f} GMAC per image; "
-                  f"a step of {network.batch} takes {network.layout.bytes() / 2**20:,.0f} MB" + tune.told(network.net))
+                  f"a step of {network.batch} takes {network.layout.bytes() / 2**20:,.0f} MB" + tune.told(network.net)
+                  + (f"; frozen: {', '.join(frozen)}" if (frozen := [name for name, layer in net.layers.items() if not layer.lr]) else ""))
         kept, left = sum(map(network.layout.bytes, ("parameter ", *optimizer_of(options).slots, "average "))), free_memory()
         more = 2 * kept + LEAST_AHEAD * network.layout.bytes("input images") + REPORT      # a checkpoint is copied, and put together
         if left is not None and left < more:
@@ -178,18 +183,58 @@ class Session:
         return train, val
 
     def net_for(self, train, config, own):
-        net = net_of(config) if config else own or nets.build(self.options["net"], len(train.classes), self.options["size"])
+        self.initial = None if config else self.initial_weights(own)
+        if self.initial is not None and own is None:
+            net = self.initial.net.with_classes(len(train.classes))
+            if self.options["size"]:
+                net = Net(net.layers, self.options["size"], net.name)
+            self.options["net"] = net.name
+        else:
+            net = net_of(config) if config else own or nets.build(self.options["net"], len(train.classes), self.options["size"])
         if net.classes != len(train.classes) and not config:
             raise UserError(f"the net has {net.classes} outputs and {train.root} has {len(train.classes)} classes: give its last layer, "
                             f"{list(net.layers)[-1]}, {len(train.classes)} outputs")
         return net
+
+    def initial_weights(self, own):
+        """The weights that --init names, or None where it says how to draw them."""
+        init, options = self.options["init"], self.options
+        if init in CHOICES["init"]:
+            return None
+        folder = os.path.isdir(init)
+        found = weights.read(init, *(() if folder else (own or options["net"], options["size"])))
+        if folder and own is None and options["net"] not in (None, found.net.name):
+            raise UserError(f"--net {options['net']}: {shown(init)} has the weights of {found.net.name}; leave --net out")
+        return found
+
+    def begin_with(self, network):
+        """Takes the first weights from where --init says, by name: all but those of the last layer, where the classes are others."""
+        found = self.initial = self.initial or self.initial_weights(None)
+        if found is None:
+            return
+        net, last = network.net, list(network.net.layers)[-1]
+        same = found.net.classes == net.classes and found.classes in (None, self.config["classes"])
+        taken = {name: value for name, value in found.values.items() if same or not name.startswith(f"{last}.")}
+        wanted = {name: shape for name, shape in net.parameters().items() if same or not name.startswith(f"{last}.")}
+        if wrong := weights.faults({name: value.shape for name, value in taken.items()}, wanted):
+            raise UserError(f"--init {shown(self.options['init'])}: its weights, of {found.net.name} at {found.net.size}x{found.net.size}, are not those of {net.name} at "
+                            f"{net.size}x{net.size}: {wrong[0]}")
+        taken = network.weights() | taken
+        network.load_parameters(taken)
+        network.load_parameters(taken, network.averages)
+        why = "" if same else (f"; {last} is drawn anew, " + (f"for {net.classes} classes instead of {found.net.classes}" if found.net.classes != net.classes else "since the classes have other names"))
+        self.tell("init", f"weights of {found.source}{why}")
+        self.initial = None      # it takes memory
 
     def measured(self, train, config, net):
         """-> (Input, mean image or None): as the run began, or measured on the training set where the options ask for that."""
         if config:
             wanted = Input.from_config(config)
             return wanted, self.folder.mean(wanted)
-        wanted, image = input_of(self.options, net, train), None
+        begun = self.initial and self.initial.input
+        if begun and begun.mean == "image":      # of another training set, perhaps of another size: its colour is what both have
+            begun = replace(begun, mean=tuple(map(float, self.initial.mean.mean((0, 1)))))
+        wanted, image = input_of(self.options, net, train, begun), None
         if wanted.to_measure:
             colours, image = measure(train, wanted.side, wanted.fit, image=wanted.mean == "image", bar=self.bar)
             wanted = wanted.with_colours(colours)

@@ -4,13 +4,14 @@ import math
 import os
 import shlex
 import time
+from dataclasses import replace
 from numbers import Integral, Real
 from pathlib import Path
 
 from .. import tune
 from ..data.augment import Input
 from ..device.base import PRECISIONS
-from ..errors import UserError
+from ..errors import UserError, shown
 from ..errors import typed as shell
 from ..optim import SGD, Adam, Schedule
 from . import board
@@ -18,7 +19,7 @@ from .folder import RunFolder
 from .recipes import RECIPES
 
 # Options that came later, and what a run has that was begun before there were these: nothing of the kind, and the one algorithm there was.
-NEUTRAL = {"val_fraction": None, "clip_norm": None, "class_weights": "none", "early_stop": 0, "log": "none", "average": None, "precision": "float32"}
+NEUTRAL = {"val_fraction": None, "clip_norm": None, "class_weights": "none", "early_stop": 0, "log": "none", "average": None, "precision": "float32", "freeze": None, "lr_of": None}
 OLDER = NEUTRAL | {"conv": "im2col"}
 DEFAULTS = {"net": "half", "epochs": 30, "batch": 64, "lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4, "schedule": "cosine,warmup:1",
             "seed": 0, "init": "he", "form": "2012", "workspace_mb": None, "size": None, "side": None, "fit": None, "augment": "",
@@ -49,20 +50,27 @@ def settle(given, out=None, resume=None):
         raise UserError(f"--recipe {given['recipe']}: choose one of {', '.join(RECIPES)}")
     own = dict(RECIPES.get(given["recipe"]) or ({} if given["data"] or given["train"] or given["val"] else SHAPES_DEFAULTS))
     own.pop("side", None)      # depends on the input size and on the data, see `input_of`
-    if given["net"] not in (None, own.get("net", "half")):      # the size is for the recipe's own net
+    begun = given["init"] is not None and given["init"] not in CHOICES["init"]      # with weights of a run or file, whose net is taken with them
+    if given["net"] not in (None, own.get("net", "half")) or begun:      # the size is for the recipe's own net
         own.pop("size", None)
+    if given["recipe"] == "finetune" and not begun:
+        raise UserError("--recipe finetune begins with the weights of a run or a file: name it with --init RUN or --init FILE")
+    if begun and not os.path.exists(given["init"]):
+        raise UserError(f"--init {shown(given['init'])}: choose {', '.join(CHOICES['init'])}, or name a run folder or a file of weights; there is none of this name")
     options = {name: own.get(name, DEFAULTS.get(name)) if value is None else value for name, value in given.items()}
     if options["optimizer"] == "adam":
         for name in SGD_ONLY:
             if given[name] is not None:
                 raise UserError(f"--{name.replace('_', '-')} is for --optimizer sgd, Adam has no such thing here: leave it out")
             options[name] = None
+    if begun:
+        options["net"], options["init"] = given["net"], os.path.abspath(given["init"])
     options["augment"] = ",".join(filter(None, (own.get("augment"), given["augment"])))      # later keys win; `command_of` takes them apart
     check_ranges(options)
     schedule = Schedule(options["schedule"], options["lr"], 1, options["epochs"])
     if given["schedule"] is not None and schedule.warm_epochs > options["epochs"]:      # that of a recipe may be tried out with an epoch or two
         raise UserError(f"--schedule {options['schedule']}: its warm-up is longer than the run's {options['epochs']} epochs")
-    folder = RunFolder(out or Path("runs", options["net"] + time.strftime("-%Y%m%d-%H%M%S")), numbered=out is None)
+    folder = RunFolder(out or Path("runs", (options["net"] or "finetuned") + time.strftime("-%Y%m%d-%H%M%S")), numbered=out is None)
     if out is not None:
         folder.require_new()
         folder.require_place()
@@ -107,7 +115,7 @@ def resumed(given, folder):
 
 def check_ranges(options):
     for name, known in CHOICES.items():
-        if options[name] is not None and options[name] not in known:
+        if options[name] is not None and options[name] not in known and name != "init":      # of which `settle` knows more
             raise UserError(f"--{name.replace('_', '-')} {options[name]}: choose one of {', '.join(known)}")
     for name, least in (("epochs", 1), ("batch", 1), ("size", 1), ("side", 1), ("threads", 1), ("seed", 0), ("early_stop", 0)):
         if options[name] is not None and options[name] < least:
@@ -128,8 +136,25 @@ def check_ranges(options):
         board.require()
     if options["seed"] >= 1 << 64:
         raise UserError(f"--seed {options['seed']}: expected less than 2**64")
+    rates_of(options)
     Schedule(options["schedule"], options["lr"], 1, options["epochs"])
     Input(1, 1).with_text(options["augment"])
+
+
+def rates_of(options):
+    """{layer: what its learning rate is times}, 0 of frozen ones, as --freeze and --lr-of say."""
+    frozen, rates = list(filter(None, (options["freeze"] or "").split(","))), {}
+    for part in filter(None, (options["lr_of"] or "").split(",")):
+        name, _, value = part.partition("=")
+        try:
+            rates[name] = float(value)
+        except ValueError:
+            rates[name] = math.nan
+        if not name or not 0 <= rates[name] < math.inf:
+            raise UserError(f"--lr-of {part}: expected LAYER=FACTOR, such as fc8=10, with a factor of 0 or more")
+    if twice := [name for name in frozen if rates.get(name)]:
+        raise UserError(f"--freeze {twice[0]} and --lr-of {twice[0]}={rates[twice[0]]:g}: a frozen layer has no learning rate, so leave one out")
+    return rates | dict.fromkeys(frozen, 0.0)
 
 
 def command_of(options):
@@ -146,12 +171,18 @@ def command_of(options):
     return shlex.join(words)
 
 
-def input_of(options, net, train):
-    """How the net takes pictures: as the options say, else as they were packed, else as much of them as the recipe takes."""
+def input_of(options, net, train, begun=None):
+    """How the net takes pictures: as the options say, else as they were packed, else as much of them as the recipe takes. begun: the Input that the weights it
+    begins with were trained with, whose mean and scale it keeps."""
     recipe = RECIPES.get(options["recipe"], {})
     usual = round(net.size * recipe["side"] / recipe["size"]) if recipe.get("net") == net.name else net.side
-    side, fit = options["side"] or getattr(train, "size", usual), options["fit"] or getattr(train, "fit", "crop")
-    return Input(side, net.size, fit).with_text(options["augment"])
+    if begun and begun.size == net.size:
+        usual = begun.side
+    side, fit = options["side"] or getattr(train, "size", usual), options["fit"] or getattr(train, "fit", begun.fit if begun else "crop")
+    usual = Input(side, net.size, fit)
+    if begun:
+        usual = replace(usual, mean=begun.mean, scale=begun.scale)
+    return usual.with_text(options["augment"])
 
 
 def optimizer_of(options):
