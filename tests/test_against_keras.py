@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import minialex
 from minialex.data.augment import Input, flipped, keras_affine
 from minialex.data.image import squash
 from minialex.functional import augment_images
 from minialex.nets import build
 from minialex.network import Network
 from minialex.optim import Adam
+from minialex.run import weights
 from minialex.run.recipes import RECIPES
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -104,3 +106,21 @@ def test_twenty_steps_follow_keras(cpu):
     ours, theirs = np.array(losses).T
     assert theirs[-8:].mean() < 0.95 * theirs[:8].mean()      # it learns, so that the weights matter
     np.testing.assert_allclose(ours, theirs, rtol=5e-5)
+
+
+def test_keras_own_files_go_in_and_out(tmp_path):
+    """A model saved in each of Keras' ways after a step of training, and weights of ours that Keras loads."""
+    h5py = pytest.importorskip("h5py", reason="h5py is not installed (pip install 'minialex[keras]'): no file of Keras' is read")
+    assert h5py
+    net = build("half", 5, 64, fewer=4)
+    model, pixels = keras_net(net), np.random.default_rng(0).random((16, 64, 64, 3), np.float32)
+    model.train_on_batch(pixels, np.eye(5, dtype=np.float32)[np.arange(16) % 5])
+    model.save(tmp_path / "a.keras"), model.save_weights(tmp_path / "b.weights.h5"), model.save(tmp_path / "c.h5")
+    for name in "a.keras", "b.weights.h5", "c.h5":
+        found = weights.read(tmp_path / name, net)
+        assert all(np.array_equal(ours, theirs) for ours, theirs in zip(found.values.values(), model.get_weights(), strict=True)), name
+    minialex.convert(tmp_path / "a.keras", tmp_path / "run", net=net)
+    minialex.convert(tmp_path / "run", tmp_path / "again.weights.h5")
+    again = keras_net(net)
+    again.load_weights(tmp_path / "again.weights.h5")
+    assert all(np.array_equal(ours, theirs) for ours, theirs in zip(again.get_weights(), model.get_weights(), strict=True))
