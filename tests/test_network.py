@@ -115,7 +115,7 @@ def torch_logits(torch, net, parameters, images, views):
 
 
 CASES = {"mini": mini, "half": lambda: build("half", CLASSES, 64), "owt": lambda: small("owt", 63, 2), "caffenet": lambda: small("caffenet", 55, 2),
-         "alexnet-caffe": lambda: small("alexnet-caffe", 55, 8),
+         "alexnet-caffe": lambda: small("alexnet-caffe", 55, 16),
          "paper": lambda: small("paper", 67, 2), "paper as published": lambda: build("paper", CLASSES, 67)}
 
 

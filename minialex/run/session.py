@@ -219,9 +219,7 @@ class Session:
         if wrong := weights.faults({name: value.shape for name, value in taken.items()}, wanted):
             raise UserError(f"--init {shown(self.options['init'])}: its weights, of {found.net.name} at {found.net.size}x{found.net.size}, are not those of {net.name} at "
                             f"{net.size}x{net.size}: {wrong[0]}")
-        taken = network.weights() | taken
-        network.load_parameters(taken)
-        network.load_parameters(taken, network.averages)
+        network.load_parameters(network.weights() | taken)      # a running mean begins after the first step
         why = "" if same else (f"; {last} is drawn anew, " + (f"for {net.classes} classes instead of {found.net.classes}" if found.net.classes != net.classes else "since the classes have other names"))
         self.tell("init", f"weights of {found.source}{why}")
         self.initial = None      # it takes memory

@@ -13,7 +13,7 @@ from minialex.run import weights
 from minialex.run.folder import RunFolder
 from minialex.run.settings import NEUTRAL
 
-ASKED = "--freeze", "conv1,conv2", "--lr-of", "fc8=10,fc7=0.5", "--average", "0.9"
+ASKED = "--epochs", "1", "--freeze", "conv1,conv2", "--lr-of", "fc8=10,fc7=0.5", "--average", "0.9"
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def test_a_run_begins_with_anothers_weights_and_resumes_bit_for_bit(finished, tw
         layer = name.split(".")[0]
         assert (layer == "fc8" or np.array_equal(value, first[name])) == (layer in ("conv1", "conv2", "fc8")), name
     assert last["fc8.weight"].shape == (2048, 2)
-    stopped(beginning(two_classes, again, finished, *ASKED), 4)
+    stopped(beginning(two_classes, again, finished, *ASKED), 2)
     assert train.main(["--resume", str(again)]) == 0
     assert_same_run(again, out)
     assert evaluate.main([str(out), "--device", "cpu"]) == 0 and "layers" not in RunFolder(again).config()
