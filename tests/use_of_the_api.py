@@ -25,6 +25,8 @@ def use(folder: str, image: Image.Image, array: np.ndarray) -> list[str]:
     why: list[minialex.Explanation] = run.explain(image, "why.html", neighbours=3)
     assert why[0].neighbours is None or why[0].neighbours[0].distance >= 0 and why[0].channels["conv1"][0].sees
     file: Path = run.export("model.onnx", preprocessing="described")
+    kept: Path = minialex.convert({"conv1.weight": array}, "converted", net=run.net, classes=["cat", "dog"])
+    minialex.fit(folder, init=kept, freeze="conv1", lr_of="fc8=10")
     return [f"{name} {probability:.1%}" for likely in run.predict(["a.jpg", image, array], top=3) for name, probability in likely] + [
         str(page), str(file), f"{scores.top1:.1%}"]
 

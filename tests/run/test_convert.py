@@ -130,6 +130,8 @@ def test_torchvisions_net_goes_in_and_out_and_computes_the_same(little, pictures
             from safetensors.torch import load_file
             again.load_state_dict(load_file(tmp_path / name))
         assert all(torch.equal(value, again.state_dict()[name]) for name, value in state.items())
+    session = train.begin(["--data", str(pictures), "--init", str(tmp_path / "again.pth"), "--batch", "4", "--device", "cpu", "--dry-run"])      # a file, unconverted
+    assert (session.config["net"], session.input.mean, session.input.side) == ("owt", run.input.mean, 256) and same(session.trainer.network.weights(), run.network.weights())
 
 
 def test_whoever_is_wrong_is_told_and_nothing_is_written(little, tmp_path, capsys):
