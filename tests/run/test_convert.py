@@ -283,6 +283,26 @@ def test_dumps_of_numpys(little, tmp_path):
         weights.read(tmp_path / "one.npy")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["owt", "alexnet-caffe"])
+def test_nets_of_their_whole_size(tmp_path, name):
+    """Of a thousand classes and a quarter of a gigabyte, as they are published."""
+    pytest.importorskip("google.protobuf", reason="protobuf is not installed (pip install 'minialex[caffe]'): no .caffemodel is read")
+    net, values = drawn(name, 1000)
+    if name == "owt":
+        file = tmp_path / "alexnet.safetensors"
+        convert.write_torch(file, elsewhere(net, values, TORCHVISION))
+    else:
+        file = tmp_path / "bvlc_alexnet.caffemodel"
+        file.write_bytes(caffemodel(values, net, True))
+    minialex.convert(file, tmp_path / "run")
+    found = weights.read(tmp_path / "run")
+    assert found.net == net and same(found.values, values)
+    if name == "owt":
+        minialex.convert(tmp_path / "run", tmp_path / "again.safetensors")
+        assert (tmp_path / "again.safetensors").read_bytes() == file.read_bytes()
+
+
 # ---------------------------------------------------------------- Keras
 
 def kerases(net, values):
