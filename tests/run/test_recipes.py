@@ -40,7 +40,7 @@ def test_every_recipe_is_whole_and_its_options_are_those_of_the_command(name):
 def test_fine_tuning_takes_its_net_from_the_weights():
     options = settled("--recipe", "finetune", "--init", __file__)
     assert set(RECIPES["finetune"]) <= set(DEFAULTS) and (options["net"], options["size"], options["init"]) == (None, None, __file__)
-    assert settings.rates_of(options) == {"fc8": 10} and optimizer_of(options) == SGD(0.9, 5e-4, "2012") and options["lr"] == 0.001
+    assert settings.rates_of(options) == {"fc8": 10} and optimizer_of(options) == SGD(0.9, 5e-4, "2012") and options["lr"] == 0.003
     begun = Input(250, 227, mean=(1, 2, 3), scale=(1, 1, 1), flip="none")
     way = settings.input_of(options, nets.build("paper", 10), None, begun)
     assert (way.side, way.mean, way.scale, way.crop, way.flip) == (250, (1, 2, 3), (1, 1, 1), "resized", "h")
