@@ -67,6 +67,9 @@ def converted(source: Any, out: str | os.PathLike, *, net: str | Net | None = No
 
 def write_torch(out: str | os.PathLike, arrays: dict[str, np.ndarray]) -> None:
     """A state dict as a file, by torch where the ending asks for it."""
+    arrays = {name: np.asarray(array, np.float32) for name, array in arrays.items()}
+    if Path(out).suffix.lower() not in TORCH:
+        raise UserError(f"{shown(out)}: a state dict is written to a file that ends in {', '.join(TORCH)}: give it one of these endings")
     if Path(out).suffix.lower() == ".safetensors":
         return write_beside(out, to_bytes(arrays, {"format": "pt"}))
     try:

@@ -8,7 +8,7 @@ import pytest
 from runs import refused
 
 import minialex
-from minialex import convert, evaluate, nets, predict, train, tune
+from minialex import convert, evaluate, export, nets, predict, train, tune
 from minialex.errors import UserError
 from minialex.nets import Net, build
 from minialex.ops.conv import Conv
@@ -130,6 +130,10 @@ def test_torchvisions_net_goes_in_and_out_and_computes_the_same(little, pictures
             from safetensors.torch import load_file
             again.load_state_dict(load_file(tmp_path / name))
         assert all(torch.equal(value, again.state_dict()[name]) for name, value in state.items())
+    assert export.main([str(out), str(tmp_path / "exported.safetensors"), "--format", "torch"]) == 0
+    assert (tmp_path / "exported.safetensors").read_bytes() == (tmp_path / "again.safetensors").read_bytes()
+    assert "--preprocessing is for --format onnx" in refused(capsys, export.main, out, tmp_path / "x.pth", "--format", "torch", "--preprocessing", "inside")
+    assert "x.onnx: a state dict is written to a file that ends in .safetensors" in refused(capsys, export.main, out, tmp_path / "x.onnx", "--format", "torch")
     session = train.begin(["--data", str(pictures), "--init", str(tmp_path / "again.pth"), "--batch", "4", "--device", "cpu", "--dry-run"])      # a file, unconverted
     assert (session.config["net"], session.input.mean, session.input.side) == ("owt", run.input.mean, 256) and same(session.trainer.network.weights(), run.network.weights())
 
