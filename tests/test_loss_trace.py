@@ -45,7 +45,7 @@ def batches_of(net):
 
 def torch_trace(net, first, batches, rates, dtype):
     # torch_logits makes the images float64; this torch makes them what the weights are.
-    same = types.SimpleNamespace(nn=torch.nn, tensor=lambda values: torch.tensor(values, dtype=dtype))
+    same = types.SimpleNamespace(nn=torch.nn, cat=torch.cat, tensor=lambda values: torch.tensor(values, dtype=dtype))
     parameters = {k: torch_tensor(torch, k, v).detach().to(dtype).requires_grad_() for k, v in first.items()}
     groups = [{"params": [v for k, v in parameters.items() if k.endswith(part)], "weight_decay": decay, "times": times}
               for part, decay, times in (("weight", 0.01, 1.0), ("bias", 0.0, 2.0))]
