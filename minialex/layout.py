@@ -58,7 +58,8 @@ class Layout:
         self.arrays: dict[str, tuple[Shape, Any]] = {
             "input images": ((batch, side, side, 3), np.uint8), "input views": ((batch, 18), floats),
             "input labels": ((batch,), np.int32), "input mean": ((side, side, 3) if self.input.mean == "image" else (1,), floats),
-            "input now": ((2 * len(self.factors),), np.float64), "input class weights": ((2, net.classes), floats), "output loss": ((batch,), floats), "output rank": ((batch,), floats),
+            "input now": ((2 * len(self.factors),), np.float64), "input class weights": ((2, net.classes), floats),
+            "output loss": ((batch,), floats), "output rank": ((batch,), floats),
             "output probabilities": ((batch, net.classes), floats), "output totals": ((3, totals or batch), np.float64),
             "activation input": ((rows if own[1:] else batch, net.size, net.size, 3), floats)}
         if to_input:
@@ -103,7 +104,8 @@ class Layout:
         self.updates: list[tuple[str, slice, int]] = []
         self.shared: list[slice] = []
         end = 0
-        # The stack's at both ends, so that weights and biases meet once. Equal factors lie together: the usual one where stack and tail meet, frozen layers outside.
+        # The stack's at both ends, so that weights and biases meet once. Equal factors lie together: the usual one where stack and tail meet, and frozen
+        # layers outside.
         for part, stack, outward in ((".weight", True, False), (".weight", False, True), (".bias", False, False), (".bias", True, True)):
             own = [name for name in shapes if name.endswith(part) and (name.split(".")[0] in self.stack) == stack]
             learnt = []

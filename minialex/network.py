@@ -180,8 +180,9 @@ class Network:
                 raise ValueError(f"{name}: expected shape {self.arrays[f'input {name}'][:n].shape}, got {host.shape}")
         check_labels(labels, self.net.classes)
         check_views(views, self.net.size)
+        now = [(step, factor * self.optimizer.rate(step, lr)) for factor in self.layout.factors]
         self.device.feed([*((self.arrays[f"input {name}"][:n], host) for name, host in (("images", images), ("labels", labels), ("views", views))),
-                          (self.arrays["input now"], np.array([of for factor in self.layout.factors for of in (step, factor * self.optimizer.rate(step, lr))], np.float64))])
+                          (self.arrays["input now"], np.array(now, np.float64).reshape(-1))])
         if (mode, n) not in self.tapes:
             with self.device.record() as tape:
                 self.record(mode, n)

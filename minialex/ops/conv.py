@@ -24,8 +24,8 @@ class Conv(Layer):
 
     size, stride: int or (height, width); pad: int, (height, width) or ((top, bottom), (left, right)), zeros.
     std and bias are what the net's publication initialises with (see nets.py). algorithm: "im2col", "winograd" (square filters and strides, whose
-    filters are 3 or 5 strides large, rounded up; see ops/winograd.py), a pair of them for forward and backward, or "auto": a Network takes the faster ones. lr: what the learning rate is times; with 0 the layer
-    is frozen, and no gradient of its parameters is computed.
+    filters are 3 or 5 strides large, rounded up; see ops/winograd.py), a pair of them for forward and backward, or "auto": a Network takes the faster ones.
+    lr: what the learning rate is times; with 0 the layer is frozen, and no gradient of its parameters is computed.
     """
 
     filters: int

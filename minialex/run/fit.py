@@ -30,7 +30,8 @@ def fit(data: PathLike | None = None, *, net: str | Net | None = None, train: Pa
 
     data: a folder with train/CLASS/*.jpg and val/CLASS/*.jpg (or the two apart, as train and val), or CLASS/*.jpg, of which val_fraction
     (0.2) are drawn for validation; without any, a small set of ten classes that is drawn on first use. net: a name of minialex.nets.NETS (default
-    "half") or a Net of one's own. init: how first weights are drawn, or a run folder or a file of weights to begin with. All other options are those of `python -m minialex.train --help`, None for their default. out: the run folder (default: a new one in runs/). resume: a run
+    "half") or a Net of one's own. init: how first weights are drawn, or a run folder or a file of weights to begin with. All other
+    options are those of `python -m minialex.train --help`, None for their default. out: the run folder (default: a new one in runs/). resume: a run
     folder to go on with, with the same epochs bit for bit as if it had not stopped; epochs, early_stop, log, device, threads and a data folder that has
     moved may be given with it.
 

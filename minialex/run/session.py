@@ -144,11 +144,12 @@ class Session:
     def network_of(self, net, train, drawn, most, conv):
         """The network to train; drawn: with its first weights; most: images of a batch at most, however large it is to be; conv: as in Network."""
         options, weights = self.options, None
+        init = options["init"] if options["init"] in CHOICES["init"] else "he"      # of others `begin_with` takes most
         if options["class_weights"] == "balanced":
             weights = balanced(np.asarray(train.labels), net.classes)
             self.tell("weights", ", ".join(f"{weights[k]:.3g} of class {shown(train.classes[k])}" for k in dict.fromkeys((weights.argmin(), weights.argmax()))))
         network = Network(net, self.device, options["batch"], input=self.input, optimizer=optimizer_of(options), smoothing=options["label_smoothing"],
-                          class_weights=weights, clip_norm=options["clip_norm"], init=(options["init"] if options["init"] in CHOICES["init"] else "he") if drawn else None, seed=options["seed"],
+                          class_weights=weights, clip_norm=options["clip_norm"], init=init if drawn else None, seed=options["seed"],
                           workspace_mb=options["workspace_mb"], most=most, conv=conv,
                           average=options["average"])
         self.config["convolutions"] = tune.algorithms(network.net)
@@ -220,8 +221,8 @@ class Session:
             raise UserError(f"--init {shown(self.options['init'])}: its weights, of {found.net.name} at {found.net.size}x{found.net.size}, are not those of {net.name} at "
                             f"{net.size}x{net.size}: {wrong[0]}")
         network.load_parameters(network.weights() | taken)      # a running mean begins after the first step
-        why = "" if same else (f"; {last} is drawn anew, " + (f"for {net.classes} classes instead of {found.net.classes}" if found.net.classes != net.classes else "since the classes have other names"))
-        self.tell("init", f"weights of {found.source}{why}")
+        why = "since the classes have other names" if found.net.classes == net.classes else f"for {net.classes} classes instead of {found.net.classes}"
+        self.tell("init", f"weights of {found.source}" + f"; {last} is drawn anew, {why}" * (not same))
         self.initial = None      # it takes memory
 
     def measured(self, train, config, net):

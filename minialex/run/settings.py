@@ -19,7 +19,8 @@ from .folder import RunFolder
 from .recipes import RECIPES
 
 # Options that came later, and what a run has that was begun before there were these: nothing of the kind, and the one algorithm there was.
-NEUTRAL = {"val_fraction": None, "clip_norm": None, "class_weights": "none", "early_stop": 0, "log": "none", "average": None, "precision": "float32", "freeze": None, "lr_of": None}
+NEUTRAL = {"val_fraction": None, "clip_norm": None, "class_weights": "none", "early_stop": 0, "log": "none", "average": None, "precision": "float32",
+           "freeze": None, "lr_of": None}
 OLDER = NEUTRAL | {"conv": "im2col"}
 DEFAULTS = {"net": "half", "epochs": 30, "batch": 64, "lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4, "schedule": "cosine,warmup:1",
             "seed": 0, "init": "he", "form": "2012", "workspace_mb": None, "size": None, "side": None, "fit": None, "augment": "",
