@@ -135,6 +135,7 @@ NEEDED = {
     "bias_backward": lambda a: 4 * a.pixels * a.channels * (3 if a.relu else 1) + 4 * -(-a.pixels // a.slice) * a.channels,
     "sum_partials": lambda a: 4 * a.rows * (a.count + 1 + a.accumulate),
     "augment": lambda a: a.rows * a.size * 3 * (1 + 4) + 72 * (a.rows // a.size),
+    "columns": lambda a: 4 * a.rows * a.count * (2 + a.accumulate),
     "dropout_in_place": lambda a: 8 * a.count + 8,
     "im2col": lambda a: unfolded(a) * (4 * a.channels * windows(a, a.kernel_height, a.kernel_width)[0] + columns(a)),
     "col2im": lambda a: unfolded(a) * (4 * a.channels * a.height * a.width + columns(a)),

@@ -87,6 +87,13 @@ class Layout:
         if training and clipped:
             self.arrays["workspace norm"] = ((norm_slices([count]),), floats)
             self.arrays["output norm"] = ((2,), floats)
+        meeting = [name for name, layer in net.layers.items() if layer.exchanges]
+        if meeting:      # what goes to the other tower, and what comes from it
+            most = max(int(np.prod(net.outputs[name])) - int(np.prod(net.inputs[name])) for name in meeting)
+            self.arrays["workspace exchange"] = ((2, batch * max(most, *(int(np.prod(net.inputs[name])) for name in meeting))), floats)
+            below = [int(np.prod(net.outputs[name])) for name in meeting if name in self.stack]
+            if training and below:
+                self.arrays["workspace exchange gradients"] = ((2, batch * max(below)), floats)
         if training:
             widest = max((int(np.prod(net.outputs[n])) for n in self.stack), default=0)
             self.arrays["workspace stack gradients"] = ((self.shares, 2, self.chunk * widest), floats)

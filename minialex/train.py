@@ -6,16 +6,21 @@ import argparse
 import contextlib
 import os
 import signal
+import sys
+import time
+import traceback
 from functools import partial
 
-from .command import DEVICE_HELP, parser_of, run_command, say
+from .command import BROKEN_PIPE, DEVICE_HELP, hush, parser_of, run_command, say, warn
 from .data.augment import Input
+from .device import cuda, open_device
 from .errors import UserError, typed
 from .nets import NETS
 from .progress import on_terminal
 from .run.recipes import RECIPES
 from .run.session import Session
 from .run.settings import CHOICES, DEFAULTS, SHAPES_DEFAULTS, settle
+from .team import LATER, Team, launch, one_at_a_time, opened, world
 
 
 def parse(arguments):
@@ -77,9 +82,15 @@ def parse(arguments):
                      "and Winograd's, timed once on this machine (default: auto)")
     run.add_argument("--precision", choices=CHOICES["precision"], help="of matrix products: float32 (default), or on NVIDIA GPUs since Ampere tf32, several times "
                      "as fast, whose operands keep 10 bits of their fractions instead of 23")
+    run.add_argument("--parts", type=int, metavar="P", help="cut each batch into P parts, whose gradients are added up; the bits of a run depend on P, not on "
+                     "how many ranks, which must divide P, share them (default: the number of ranks; 1 alone)")
+    run.add_argument("--towers", type=int, metavar="2", help="cut the net into the two towers of 2012, for two ranks (nets with groups: paper, caffenet)")
+    run.add_argument("--ranks", type=int, metavar="R", help="train in R processes, as mpiexec -n R starts them (pip install 'minialex[mpi]')")
+    run.add_argument("--patience", type=float, metavar="SECONDS", default=120.0, help="end, to be resumed, when in training other ranks have not answered "
+                     "for so long (default 120)")
     run.add_argument("--out", metavar="DIR", help="run folder (default: a new one in runs/)")
     run.add_argument("--resume", metavar="RUN", help="continue the run in this folder; only --epochs, --early-stop, --log, --device, "
-                     "--threads and a data folder that has moved may be given with it")
+                     "--threads, --ranks, --towers, --patience and a data folder that has moved may be given with it")
     return vars(parser.parse_args(arguments))
 
 
@@ -158,12 +169,19 @@ def line_of(metrics):
 
 
 def begin(arguments=None):
-    """The session that the command line asks for, ready for its first step."""
-    given = parse(arguments)
+    """The session that the command line asks for, ready for its first step; of one process."""
+    return session_of(parse(arguments), Team())
+
+
+def session_of(given, team):
+    """The session that options ask for. What they come to is the first rank's word: another may not see the run to resume, and would name a new one by its
+    own clock."""
+    given = {name: value for name, value in given.items() if name not in ("ranks", "patience")}
     dry = given.pop("dry_run")
     if dry and given["resume"] is not None:
         raise UserError("--dry-run cannot be given with --resume, whose run is known to work: leave one out")
-    return Session(*settle(given, given.pop("out"), given.pop("resume")), tell=tell, bar=on_terminal, dry=dry)
+    asked = team.share(settle(given, given.pop("out"), given.pop("resume"), team.size) if team.rank == 0 else None)
+    return Session(*asked, tell=tell, bar=on_terminal, dry=dry, team=team)
 
 
 def train(session):
@@ -185,11 +203,12 @@ def train(session):
                 for topic, text in session.remarks():
                     session.tell(topic, text)
         shown.close()
+        number = int(trainer.team.most(asked.signal or 0))
         if asked.unheard is not None and asked.signal is None:
             raise asked.unheard if isinstance(asked.unheard, BrokenPipeError) else UserError(f"{asked.unheard}; {session.folder} is saved up to step {state['step']}")
         if not trainer.finished:
             asked.aloud(say, f"stopped  at step {state['step']}, saved; continue with: python -m minialex.train --resume {typed(session.folder.given)}")
-            return 128 + asked.signal
+            return 128 + number
     say(f"done     {state['step']} steps; best validation top-1 {state['best']:.1%}; {os.path.join(str(session.folder), 'report.html')}")
     return 0
 
@@ -204,8 +223,51 @@ def try_once(session):
 
 
 def main(arguments=None):
-    session = begin(arguments)
+    rank, size = world()
+    if rank:      # what all ranks read and find wrong is told by the first
+        spoken = os.dup(2)
+        hush(sys.stdout), hush(sys.stderr)
+    given = parse(arguments)
+    if given["ranks"] not in (None, size):
+        launch(given["ranks"], size, ["-m", "minialex.train", *(sys.argv[1:] if arguments is None else arguments)])
+    if size > 1:
+        compile_first(given["device"])
+    team = opened(given["patience"])
+    if rank:
+        os.dup2(spoken, 2)
+    if team.size == 1:
+        return told(session_of(given, team))
+    try:
+        code = told(session_of(given, team))
+        team.close()
+        return code
+    except BaseException as error:
+        end_all(team, error)
+
+
+def told(session):
     return try_once(session) if session.dry else train(session)
+
+
+def compile_first(device):
+    """Compiles what there is to compile for a CPU, in one rank for all of a machine, and before MPI is there: of a process that has opened it no other
+    should be forked."""
+    if device == "cpu" or device in (None, "auto") and cuda.why_not():
+        with one_at_a_time():
+            open_device("cpu", 1, announce=say)
+
+
+def end_all(team, error):
+    """Says what went wrong in this rank, unless the first one, having met the same, has said it, and ends all ranks."""
+    if team.rank:
+        time.sleep(LATER)
+    code = {UserError: 2, KeyboardInterrupt: 130, BrokenPipeError: BROKEN_PIPE}.get(type(error), 1)
+    if isinstance(error, UserError):
+        warn(f"error: {error}")
+        code = 2
+    elif code == 1:
+        traceback.print_exception(error)
+    team.abort(code)
 
 
 if __name__ == "__main__":

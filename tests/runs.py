@@ -4,6 +4,10 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
+import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +17,7 @@ from minialex import train
 from minialex.command import run_command
 from minialex.run import checkpoint
 from minialex.run.folder import RunFolder
+from minialex.team import mpiexec
 
 TIMES = ("images_per_s", "seconds", "slowest")      # what two equal runs may differ in
 COLOURS = {"red": (200, 60, 50), "green": (60, 190, 70), "blue": (50, 70, 200)}
@@ -115,3 +120,41 @@ def assert_all_can_be_read(out):
     if (out / "config.json").exists():
         RunFolder(out).config()
     RunFolder(out).metrics()
+
+
+# Several ranks
+
+def no_mpi():
+    """Why no mpiexec can be run here, or None. The MPI library is looked for beside mpi4py too, which may be installed elsewhere than this Python's own prefix."""
+    try:
+        import mpi4py
+    except ImportError:
+        return "mpi4py is not installed"
+    if mpiexec() is None:
+        return "there is no mpiexec"
+    beside = Path(mpi4py.__file__).parents[3] / "libmpi.so.12"
+    if not (Path(sys.prefix) / "lib" / beside.name).exists() and beside.exists():
+        os.environ.setdefault("MPI4PY_LIBMPI", str(beside))
+    return None
+
+
+def begun(ranks, *arguments, **more):
+    """A process: mpiexec of Python with these arguments, in so many ranks."""
+    return subprocess.Popen([mpiexec(), "-n", str(ranks), sys.executable, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **more)
+
+
+def ended(process, seconds=60):
+    """-> (exit code, standard output, standard error) of a process that ends by itself; else it is killed, and the test fails."""
+    try:
+        out, err = process.communicate(timeout=seconds)
+    finally:
+        process.kill()
+    return process.returncode, out, err
+
+
+def told_by_report(folder, config, metrics, *, predictions, mistakes, confusion, **shown):
+    """In place of page.write: a line of told.txt for each report, that has what a validation has gathered for it."""
+    seen = [[(path, label, likely, zlib.crc32(picture)) for picture, label, likely, path in items] for items in (predictions, mistakes)]
+    with open(folder / "told.txt", "a") as file:
+        file.write(f"{metrics[-1]['epoch']} {seen} {confusion.tolist()}\n")
+    (folder / "report.html").write_text("drawn elsewhere\n" * 100)

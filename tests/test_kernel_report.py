@@ -12,6 +12,7 @@ from simt.trace import Trace
 
 from minialex.device.kernel import declarations, sources
 from minialex.nets import Net, build
+from minialex.ops.columns import columns
 from minialex.ops.conv import Conv
 from minialex.ops.im2col import Im2col, cut_evenly
 from minialex.ops.dense import Dense
@@ -76,6 +77,7 @@ def test_the_bytes_that_a_launch_needs_are_those_that_it_touches(monkeypatch):
     compare(device.bind(squares, 3, (device.zeros((9000,)), device.zeros((3,)), 9000)))
     compare(device.bind(clip_factor, 1, (device.zeros((70,)), device.zeros((2,)), 70, 1.0)))
     compare(device.bind(winograd_filter_gradient, 5 * 3, (device.zeros((36 * 5 * 70,)), device.zeros((3, 3, 5, 70)), 4, 3, 1, 70, 5 * 70, 0, 1)))
+    compare(device.bind(columns, 7, (device.zeros((7, 40)), device.zeros((7, 24)), 40, 8, 24, 4, 16, 1)))
     compare(device.bind(scale_gradient, 2, (device.zeros((300,)), device.zeros((2,)), 300)))
     assert seen == set(report.NEEDED) == {name for file in sources().glob("*.cu") for name in declarations(file)}
 

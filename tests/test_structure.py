@@ -10,8 +10,8 @@ import minialex
 ROOT = Path(minialex.__file__).parent
 COMMANDS = {"train", "evaluate", "predict", "report", "describe", "convert", "export", "selftest", "gradcheck", "data.__main__", "__main__"}
 # From the ground up. A file may use those of its own floor, without a circle, and of the floors below.
-FLOORS = [{"errors", "interrupts", "limits", "philox", "progress", "version"}, {"files"}, {"device"}, {"ops"}, {"optim", "data"}, {"nets", "layout", "tune", "network", "onnx"}, {"functional"},
-          {"run"}, {"command"}, {"gradcheck"}, COMMANDS - {"gradcheck"}, {"__init__"}]
+FLOORS = [{"errors", "interrupts", "limits", "philox", "progress", "version"}, {"files"}, {"device"}, {"ops"}, {"optim", "data"},
+          {"nets", "layout", "tune", "team", "towers", "network", "onnx"}, {"functional"}, {"run"}, {"command"}, {"gradcheck"}, COMMANDS - {"gradcheck"}, {"__init__"}]
 
 
 def module_of(path):

@@ -9,7 +9,7 @@ import threading
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from .augment import ORDER, draw
 from .image import UnreadableImage
 from .packed import Packed
 
+CACHE_MB = 1024  # of decoded pictures
 LEAST_AHEAD = 3  # batches filled before they are asked for: one ready, one being filled, one to even things out
 PACKED_RUN = 16  # packed pictures copied at a time: a copy takes so little that claiming each would cost as much
 
@@ -44,11 +45,13 @@ class Loader:
     which is cache enough. A file that cannot be read is left out of its batch, which may thus be empty, told once through
     `warn` (a Python warning unless given), and kept with its reason in `unreadable`. `cache_bytes` is what the decoded pictures come to take; drop_last leaves
     out what does not fill a batch; room(shape) gives the uint8 array that a batch is decoded into, such as `device.pictures`. `wait_seconds` is the time that was spent waiting for data.
+
+    edges: where the parts of a batch begin, and the last one ends, of which `own` are wanted: then each of these is a Batch, which may be empty.
     """
 
     def __init__(self, folder: Any, size: int, batch: int, *, fit: str = "crop", seed: int = 0, shuffle: bool = True, drop_last: bool = False,
-                 workers: int = 2, cache_mb: float = 1024, warn: Callable[[str], Any] | None = None,
-                 room: Callable[[tuple[int, ...]], np.ndarray] | None = None) -> None:
+                 workers: int = 2, cache_mb: float = CACHE_MB, warn: Callable[[str], Any] | None = None,
+                 room: Callable[[tuple[int, ...]], np.ndarray] | None = None, edges: Sequence[int] = (), own: range = range(1)) -> None:
         for name, value in ("size", size), ("batch", batch), ("workers", workers):
             if value < 1:
                 raise UserError(f"{name} must be at least 1, not {value}")
@@ -56,7 +59,7 @@ class Loader:
             raise UserError(f"seed must be from 0 to 2**64 - 1, not {seed}")
         self.folder, self.size, self.batch, self.fit = folder, size, batch, fit
         self.seed, self.shuffle, self.drop_last, self.workers = seed, shuffle, drop_last, workers
-        self.warn = warn or warnings.warn
+        self.warn, self.edges, self.own = warn or warnings.warn, edges or (0, batch), own
         self.room = room or (lambda shape: np.empty(shape, np.uint8))
         self.unreadable: dict[Any, str] = {}  # path -> reason
         self.wait_seconds = 0.0
@@ -91,10 +94,10 @@ class Loader:
         if not 0 <= start <= len(self):
             raise UserError(f"an epoch of {len(self)} batches cannot be entered at batch {start}")
         order = self.order(epoch)
-        return self._batches([order[b * self.batch:(b + 1) * self.batch] for b in range(start, len(self))])
+        return self._batches([order[b * self.batch + self.edges[p]:b * self.batch + self.edges[p + 1]] for b in range(start, len(self)) for p in self.own])
 
     def _batches(self, indices):
-        ahead = _Ahead(indices, self._filling, self._fetch, self.workers, PACKED_RUN if self._packed else 1)
+        ahead = _Ahead(indices, self._filling, self._fetch, self.workers, PACKED_RUN if self._packed else 1, LEAST_AHEAD * len(self.own))
         # An iterator may be alive and unfinished when the program ends; a thread cut off inside Pillow may crash it.
         atexit.register(ahead.stop)
         try:
@@ -108,7 +111,8 @@ class Loader:
             atexit.unregister(ahead.stop)
 
     def _filling(self, index):
-        return _Filling(index, self.room((len(index), self.size, self.size, 3)))
+        shape = len(index), self.size, self.size, 3
+        return _Filling(index, self.room(shape) if len(index) else np.empty(shape, np.uint8))
 
     def _fetch(self, index, out):
         """Puts the pictures in these places into their rows of a batch. Returns {row: error}; called by the workers."""
@@ -164,10 +168,10 @@ class _Filling:
 class _Ahead:
     """Threads that fill batches in order, and rest when enough of them wait to be taken."""
 
-    def __init__(self, indices, filling, fetch, workers, run):
+    def __init__(self, indices, filling, fetch, workers, run, least):
         self.to_come, self.filling = deque(indices), deque()
         self.new, self.fetch, self.run = filling, fetch, run
-        self.most = max(LEAST_AHEAD, 1 + 2 * workers // max(1, len(indices[0]) if indices else 1))
+        self.most = max(least, 1 + 2 * workers // max(1, len(indices[0]) if indices else 1))
         self.changed = threading.Condition()
         self.stopped, self.error = False, None
         # Daemons: Python joins all others before it calls what atexit has, and would wait for the whole epoch.
@@ -218,6 +222,8 @@ class _Ahead:
                     return None
                 if len(self.filling) < self.most:
                     self.filling.append(self.new(self.to_come.popleft()))
+                    if not self.filling[-1].left:      # an empty part, which nobody will fill
+                        self.changed.notify_all()
                 else:
                     self.changed.wait()
             return None

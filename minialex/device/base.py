@@ -115,11 +115,16 @@ class Device:
         """Collects the launches of the block in a Tape instead of running them."""
         if self.recording is not None:
             raise RuntimeError("a recording is already under way in this thread")
-        self.recording = tape = self.tape()
+        self.recording = self.tape()
         try:
-            yield tape
+            yield self.recording
         finally:
             self.recording = None
+
+    def section(self) -> Any:
+        """Ends the recording under way, and begins another. -> the Tape that ended"""
+        ended, self.recording = self.recording, self.tape()
+        return ended
 
     def take_precision(self, precision: str) -> None:
         """Makes products of one of PRECISIONS from now on; a UserError where the device has none such."""

@@ -65,6 +65,12 @@ def why_not(number: int = 0) -> str | None:
     return None
 
 
+def count() -> int:
+    """GPUs that can be seen."""
+    import cupy
+    return cupy.cuda.runtime.getDeviceCount()
+
+
 class CUDA(Device):
     """One GPU. Launches are queued on CuPy's current stream; reading a result waits for them. `threads` are those that decode.
 

@@ -88,6 +88,8 @@ class Layer:
     dense = False         # works on the whole batch, and is cut by features instead of images
     trained_only = False  # does nothing in evaluation
     lr = 1.0              # of layers with parameters a field: what their learning rate is times; of one with 0 nothing is learnt, and no gradient computed
+    exchanges = False     # meets the other tower's, see towers.py
+    numbered = True       # has a number of its own for its random stream
 
     def __post_init__(self) -> None:
         """Refuses, with its name, a field that is not of its type; a layer checks more here, after this."""

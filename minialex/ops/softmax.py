@@ -9,7 +9,7 @@ from .layer import as_array, device_of, on_arrays, put
 @kernel("softmax.cu")
 def cross_entropy_rows(rows, x, label, weight, loss, rank, totals, dx, classes, batch, count, scale, smoothing):
     """loss (N,), times weight[label], and dx (N, classes) = its gradient times scale; target (1 - smoothing) onehot(label) + smoothing / classes.
-    rank (N,) of the label; totals (3, batch) += (loss, rank < 1, rank < 5) if count"""
+    rank (N,) of the label; totals (3, batch), or what is from a column of it on, += (loss, rank < 1, rank < 5) if count"""
     top = x.max(axis=1, keepdims=True)
     e = np.exp(x - top)
     total = e.sum(axis=1, keepdims=True)
@@ -22,7 +22,9 @@ def cross_entropy_rows(rows, x, label, weight, loss, rank, totals, dx, classes, 
     dx *= weight[label][:, None]
     rank[...] = ranks(x, label)
     if count:
-        totals[:, :rows] += loss, rank < 1, rank < 5
+        flat = totals.reshape(-1)
+        for row, found in enumerate((loss, rank < 1, rank < 5)):
+            flat[row * batch:row * batch + rows] += found
 
 
 @kernel("softmax.cu")

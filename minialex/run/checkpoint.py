@@ -13,9 +13,14 @@ from ..files import write_beside
 
 def save(path, network, state, optimizer=True):
     """Saves the parameters and `state` (a dict, as JSON); with `optimizer` also what is kept of each, and the scores since they were reset; without,
-    the parameters that evaluation goes by."""
+    the parameters that evaluation goes by. All ranks of a team call it, and the first one writes."""
     network.device.synchronize()
-    tensors = {name: network.device.to_numpy(array) for name, array in arrays_of(network, optimizer).items()}
+    team, totals = network.team, {"totals": network.totals()} if optimizer else {}
+    if team.rank and team.towers == 1:
+        return
+    tensors = {name: network.whole(array) for name, array in arrays_of(network, optimizer).items() if name != "totals"} | totals
+    if team.rank:
+        return
     write(path, tensors, state, network.net.name)
 
 
@@ -78,19 +83,23 @@ def read(path):
 
 
 def restore(path, network):
-    """Loads a checkpoint into a network; into one that is trained, what is kept of its parameters too, into another their means. -> state"""
-    tensors, state, net = read(path)
+    """Loads a checkpoint into a network; into one that is trained, what is kept of its parameters too, into another their means. All ranks of a team
+    call it, and the first one reads. -> state"""
+    team = network.team
+    tensors, state, net = read(path) if team.rank == 0 else ({}, {}, network.net.name)
     if not network.training:
         tensors |= {name.replace("average ", "parameter ", 1): array for name, array in tensors.items() if name.startswith("average ")}
-    wanted, faults = arrays_of(network, network.training), []
+    wanted, faults, shapes = arrays_of(network, network.training), [], network.net_of_all.parameters()
     if net != network.net.name:
         faults.append(f"it is of net {net}, not {network.net.name}")
     faults += [f"it lacks {name}" for name in wanted if name not in tensors]
     faults += [f"it has {name}, for which there is no place" for name in tensors if name not in wanted and (network.training or name.startswith("parameter "))]
-    faults += [f"its {name} has shape {tensors[name].shape} instead of {tuple(array.shape)}" for name, array in wanted.items()
-               if name in tensors and tensors[name].shape != tuple(array.shape)]
-    if faults:
+    shapes = {name: shapes.get(name.split(" ")[-1], tuple(array.shape)) for name, array in wanted.items()}
+    faults += [f"its {name} has shape {tensors[name].shape} instead of {shape}" for name, shape in shapes.items()
+               if name in tensors and tensors[name].shape != shape]
+    if faults and team.rank == 0:
         raise UserError(f"{path} is not of the run that config.json beside it describes ({faults[0]}): put the run's own checkpoint there")
     for name, array in wanted.items():
-        network.device.upload(array, tensors[name])
-    return state
+        value = team.share(tensors.get(name))
+        network.device.upload(array, value if name == "totals" else network.own_part(value))
+    return team.share(state)

@@ -459,5 +459,5 @@ def augmented(input, images, views, device, mean_image=None):
 
 def first_filters(network):
     """{"filters": ..., "groups": ...} for `write`: the first layer's weight, and in how many towers the net is split; {} where it has no filters."""
-    weight = network.device.to_numpy(next(iter(network.parameters.values())))
-    return {"filters": weight, "groups": max(getattr(layer, "groups", 1) for layer in network.net.layers.values())} if weight.ndim == 4 else {}
+    weight = network.whole(next(iter(network.parameters.values())))
+    return {"filters": weight, "groups": max(getattr(layer, "groups", 1) for layer in network.net_of_all.layers.values())} if weight.ndim == 4 else {}

@@ -27,29 +27,31 @@ def validate(network, loader, stop=None, each=None, bar=silent):
     "whole" is top-1 over the batches that are full, None where there is none. each(batch, losses, ranks) is called for every batch.
     The scores of a training epoch that the network holds stay as they are.
     """
-    totals, count, whole = network.arrays["output totals"], 0, [0, 0]
+    totals, team, found = network.arrays["output totals"], network.team, np.zeros((len(loader), 2), np.int64)      # of each batch: images, top-1 hits
     before = network.device.to_numpy(totals)
     totals.fill(0)
     try:
-        with bar(iterable=loader.epoch(0), total=len(loader), unit="batch", desc="validation", delay=1) as batches:      # a short one shows none
-            for batch in batches:
-                if stop is not None and stop():
+        total = len(loader) * len(team.own)
+        with bar(iterable=loader.epoch(0), total=total, unit="batch", desc="validation", delay=1) as batches:      # a short one shows none
+            for number, parts in enumerate(zip(*[iter(batches)] * len(team.own))):
+                if stop is not None and team.most(stop()):
                     return None
-                if not len(batch):
-                    continue
-                network.evaluate(batch.images, batch.labels, network.input.centre(len(batch)))
-                count += len(batch)
-                if each:
+                for part, batch in zip(team.own, parts):
+                    if not len(batch):
+                        continue
+                    network.evaluate(batch.images, batch.labels, network.input.centre(len(batch)), part)
                     losses, ranks = network.results(len(batch))
-                    if len(batch) == loader.batch:
-                        whole = [whole[0] + int((ranks < 1).sum()), whole[1] + len(batch)]
-                    each(batch, losses, ranks)
+                    found[number] += len(batch), (ranks < 1).sum()
+                    if each:
+                        each(batch, losses, ranks)
         loss, top1, top5 = network.scores()
     finally:
         network.device.upload(totals, before)
+    found = np.sum(team.of_parts(found), axis=0)
+    count, (whole, hits) = int(found[:, 0].sum()), found[found[:, 0] == loader.batch].sum(axis=0).tolist()
     if not count:
         raise UserError(f"no image could be read from {loader.folder.root}")
-    return {"loss": loss / count, "top1": top1 / count, "top5": top5 / count, "images": count, "whole": whole[0] / whole[1] if whole[1] else None}
+    return {"loss": loss / count, "top1": top1 / count, "top5": top5 / count, "images": count, "whole": hits / whole if whole else None}
 
 
 class Collector:
@@ -64,7 +66,7 @@ class Collector:
         there = np.unique(source.labels)
         chosen = there[np.arange(min(HANDFUL, len(there))) * len(there) // max(1, min(HANDFUL, len(there)))]
         self.wanted = {int(label): HANDFUL // len(chosen) + (i < HANDFUL % len(chosen)) for i, label in enumerate(chosen)}
-        self.kept, self.wrong, self.source = [], [], source
+        self.most, self.kept, self.wrong, self.source = dict(self.wanted), [], [], source
 
     def __call__(self, batch, losses=None, ranks=None):
         probabilities = self.network.probabilities(len(batch))
@@ -75,12 +77,27 @@ class Collector:
             label = int(batch.labels[row])
             if self.wanted[label]:
                 self.wanted[label] -= 1
-                self.kept.append(self.item(batch, row, probabilities[row]))
+                self.kept.append((int(batch.index[row]), self.item(batch, row, probabilities[row])))
         # The surest mistakes so far; of equally sure ones, those that come first in the listing.
         for row in np.flatnonzero(labelled & (guesses != batch.labels)).tolist():
             rank = -float(sure[row]), int(batch.index[row])
             if len(self.wrong) < HANDFUL or rank < self.wrong[-1][0]:
                 self.wrong = sorted([*self.wrong, (rank, self.item(batch, row, probabilities[row]))], key=lambda entry: entry[0])[:HANDFUL]
+
+    def merge(self, team, order):
+        """Makes of what the ranks have gathered what one would have; order: the places in the listing as they are visited."""
+        if len(team.own) == team.parts:
+            return
+        counts, kept, wrong = zip(*team.of_parts((self.counts, self.kept, self.wrong)))
+        if self.counts is not None:
+            self.counts = np.sum(counts, axis=0, dtype=self.counts.dtype)
+        at, left, self.kept = np.argsort(order), dict(self.most), []
+        for place, item in sorted((entry for own in kept for entry in own), key=lambda entry: at[entry[0]]):
+            label = -1 if item[1] is None else item[1]
+            if left[label]:
+                left[label] -= 1
+                self.kept.append((place, item))
+        self.wrong = sorted((entry for own in wrong for entry in own), key=lambda entry: entry[0])[:HANDFUL]
 
     def item(self, batch, row, probabilities):
         """Of a picture: (itself, its label or None, [(class, probability), ...] of the likeliest five, its path in the data or None)."""
@@ -91,8 +108,8 @@ class Collector:
     def found(self):
         """{"predictions": ..., "mistakes": ..., "confusion": ...} for the report: the first pictures of some classes, in the order of the classes, and
         those that the network takes for a wrong class with the greatest probability."""
-        return {"predictions": sorted(self.kept, key=lambda item: -1 if item[1] is None else item[1]), "mistakes": [item for _, item in self.wrong],
-                "confusion": self.counts}
+        kept = sorted((item for _, item in self.kept), key=lambda item: -1 if item[1] is None else item[1])
+        return {"predictions": kept, "mistakes": [item for _, item in self.wrong], "confusion": self.counts}
 
 
 # Of a trained network

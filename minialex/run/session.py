@@ -4,6 +4,7 @@ import contextlib
 import os
 import platform
 import time
+import zlib
 from dataclasses import asdict, replace
 from importlib.metadata import version
 
@@ -14,9 +15,10 @@ from ..data import duplicates
 from ..data.augment import Input, measure
 from ..data.folder import drawn_fraction, open_data
 from ..data.listing import twins
-from ..data.loader import LEAST_AHEAD, Loader
+from ..data.image import UnreadableImage
+from ..data.loader import CACHE_MB, LEAST_AHEAD, Loader
 from ..data.packed import Packed
-from ..device import in_short, open_device
+from ..device import cuda, in_short, open_device
 from ..device.base import cores
 from ..errors import UserError, shown, typed
 from ..limits import free_memory
@@ -24,10 +26,10 @@ from ..nets import Net
 from ..network import Network
 from ..optim import Schedule
 from ..progress import silent
+from ..team import Team
 from ..version import __version__
 from . import advice, board, checkpoint, page, weights
 from .folder import net_of
-from .scores import Collector, validate
 from .settings import CHOICES, input_of, optimizer_of, rates_of
 from .trainer import Diverged, Trainer
 
@@ -46,11 +48,16 @@ class Session:
 
     options, config (of a run to resume, else None) and folder as `settle` gives them; own: a Net to train instead of options["net"].
     tell(topic, text) is called with what a user should know, topic "warning" or "skipped" with what is not as expected.
-    dry: nothing is kept, and the folder is not touched; for `try_step`.
+    dry: nothing is kept, and the folder is not touched; for `try_step`. team: of the ranks that train together, each of which has a session; the first
+    alone tells anything, and touches the folder.
     """
 
-    def __init__(self, options, config, folder, own=None, *, tell=lambda topic, text: None, bar=silent, dry=False):
+    def __init__(self, options, config, folder, own=None, *, tell=lambda topic, text: None, bar=silent, dry=False, team=None):
         self.options, self.folder, self.tell, self.bar, self.dry, self.unreported = options, folder, tell, bar, dry, False
+        self.team = team or Team()
+        self.first = self.team.rank == 0
+        if not self.first:
+            self.tell, self.bar = (lambda topic, text: None), silent
         try:
             self.prepare(config, own)
         except BaseException:
@@ -64,22 +71,32 @@ class Session:
         self.folder.release()
 
     def prepare(self, config, own):
-        options, tell, self.fresh = self.options, self.tell, not config
-        if not self.folder.numbered and not self.dry and (self.folder.path / ".lock").exists():      # a second run is refused before it takes time and memory
+        options, tell, self.fresh, team = self.options, self.tell, not config, self.team
+        team.divide(options["parts"], options["towers"])
+        # A second run is refused before it takes time and memory.
+        if self.first and not self.folder.numbered and not self.dry and (self.folder.path / ".lock").exists():
             self.take_folder(config)
         for name in ("data", "train", "val"):      # a run can be resumed from anywhere
             options[name] = os.path.abspath(options[name]) if options[name] else None
         # A wrong path is told before anything is compiled; the built-in set may have to be drawn, and waits.
         sources = self.opened() if any(options[name] for name in ("data", "train", "val")) else None
-        self.device, reason = open_device(options["device"] or "auto", self.threads(config), announce=lambda text: tell("compiling", text))
+        self.device, reason = open_device(self.device_name(), self.threads(config), announce=lambda text: tell("compiling", text))
         self.device.take_precision(options["precision"])
+        by = team.take(self.device)
         tell("device", in_short(self.device, reason))
+        if team.towers > 1:
+            tell("team", f"{team.size} ranks, {team.local[1]} of them on this machine, have a tower each; bytes go by {by}")
+        elif team.size > 1:
+            tell("team", f"{team.size} ranks, {team.local[1]} of them on this machine, have {len(team.own)} of the {team.parts} parts of each batch each; "
+                 f"bytes go by {by}")
+        elif team.parts > 1:
+            tell("team", f"each batch is taken in {team.parts} parts, one after another")
         train, val = sources or self.opened()
         tell("train", f"{train} from {train.root}")
         tell("val", f"{val} from {val.root}")
         net = self.net_for(train, config, own)
         options["size"] = net.size
-        self.input, self.mean = self.measured(train, config, net)
+        self.input, self.mean = team.share(self.measured(train, config, net) if self.first else None)
         options["side"] = self.input.side
         began = config.get("began") if config else time.strftime("%Y-%m-%d %H:%M")
         rated = net.with_rates(rates_of(options))
@@ -90,18 +107,19 @@ class Session:
             self.config["layers"] = net.described()
         if config:
             self.warn_of_differences(config)
-        resumed = config and self.has_checkpoint()
+        resumed = team.share(self.first and config and self.has_checkpoint())
         conv = (config or {}).get("convolutions", options["conv"])      # a resumed run goes on as it began
         network = self.network_of(rated, train, not resumed, max(len(train), len(val)), conv)
         if not resumed:
             self.begin_with(network)
-        train, val = self.loaders(train, val)
+        train, val = self.loaders(train, val, network.edges)
         schedule = Schedule(options["schedule"], options["lr"], len(train), options["epochs"])
         self.trainer = Trainer(network, train, val, schedule, epochs=options["epochs"], seed=options["seed"], early_stop=options["early_stop"], bar=self.bar)
-        alike = config["data"].get("val", {}).get("near_duplicates") if config else self.duplicates(train.folder, val.folder)
-        self.config["data"]["val"]["near_duplicates"] = alike
-        if not self.folder.lock and not self.dry:
-            self.take_folder(config)
+        if self.first:
+            alike = config["data"].get("val", {}).get("near_duplicates") if config else self.duplicates(train.folder, val.folder)
+            self.config["data"]["val"]["near_duplicates"] = alike
+            if not self.folder.lock and not self.dry:
+                self.take_folder(config)
         if resumed:
             self.load(config)
         self.saved_at = time.monotonic()
@@ -134,12 +152,20 @@ class Session:
                       "minialex.evaluate takes as --without FILE)")
         return len(pairs)
 
+    def device_name(self):
+        """The device that is asked for; of several GPUs of a machine each of its ranks has its own."""
+        name, (number, ranks) = self.options["device"] or "auto", self.team.local
+        if ranks == 1 or name not in ("auto", "cuda") or cuda.why_not():
+            return name
+        return f"cuda:{number % cuda.count()}"
+
     def threads(self, config):
-        """How many are asked for, None for all cores; a resumed run keeps its number, on which its bits depend, where there are cores for so many."""
-        asked = self.options["threads"]
-        if asked is not None or not config or config["machine"].get("device") != "cpu":
-            return asked
-        return config["threads"] if config["threads"] <= cores() else None
+        """How many are asked for, None for all cores, of which ranks on one machine have the same part; a resumed run keeps its number, on which its bits
+        depend, where there are cores for so many."""
+        asked, ranks = self.options["threads"], self.team.local[1]
+        if asked is None and config and config["machine"].get("device") == "cpu" and config["threads"] * ranks <= cores():
+            return config["threads"]
+        return asked if asked is not None or ranks == 1 else max(1, cores() // ranks)
 
     def network_of(self, net, train, drawn, most, conv):
         """The network to train; drawn: with its first weights; most: images of a batch at most, however large it is to be; conv: as in Network."""
@@ -148,14 +174,18 @@ class Session:
         if options["class_weights"] == "balanced":
             weights = balanced(np.asarray(train.labels), net.classes)
             self.tell("weights", ", ".join(f"{weights[k]:.3g} of class {shown(train.classes[k])}" for k in dict.fromkeys((weights.argmin(), weights.argmax()))))
+        if not self.first:      # what one of them has measured, all take
+            conv = self.team.share(None)
         network = Network(net, self.device, options["batch"], input=self.input, optimizer=optimizer_of(options), smoothing=options["label_smoothing"],
                           class_weights=weights, clip_norm=options["clip_norm"], init=init if drawn else None, seed=options["seed"],
                           workspace_mb=options["workspace_mb"], most=most, conv=conv,
-                          average=options["average"])
+                          average=options["average"], team=self.team)
         self.config["convolutions"] = tune.algorithms(network.net)
+        if self.first:
+            self.team.share(self.config["convolutions"])
         network.load_mean(self.mean)
         self.tell("net", f"{net.name}, {net.size}x{net.size}, {net.count():,} parameters, {net.macs() / 1e9:.3f} GMAC per image; "
-                  f"a step of {network.batch} takes {network.layout.bytes() / 2**20:,.0f} MB" + tune.told(network.net)
+                  f"a step of {network.batch}{', a part,' * (self.team.parts > 1)} takes {network.layout.bytes() / 2**20:,.0f} MB" + tune.told(network.net)
                   + (f"; frozen: {', '.join(frozen)}" if (frozen := [name for name, layer in net.layers.items() if not layer.lr]) else ""))
         kept, left = sum(map(network.layout.bytes, ("parameter ", *optimizer_of(options).slots, "average "))), free_memory()
         more = 2 * kept + LEAST_AHEAD * network.layout.bytes("input images") + REPORT      # a checkpoint is copied, and put together
@@ -164,19 +194,20 @@ class Session:
                       "while: if the system ends the run, use a smaller --batch or --workspace-mb")
         return network
 
-    def loaders(self, train, val):
-        options, warn = self.options, lambda text: self.tell("skipped", text)
-        common = {"seed": options["seed"], "workers": self.device.decoders, "warn": warn, "fit": self.input.fit, "room": self.device.pictures}
+    def loaders(self, train, val, edges):
+        options, warn, ranks = self.options, lambda text: self.tell("skipped", text), self.team.local[1]
+        common = {"seed": options["seed"], "workers": self.device.decoders, "warn": warn, "fit": self.input.fit, "room": self.device.pictures,
+                  "edges": edges, "own": self.team.own, **({"cache_mb": CACHE_MB / ranks} if ranks > 1 else {})}
         fits = sum(len(source) for source in (train, val) if not isinstance(source, Packed)) * 3 * self.input.side**2
         left = free_memory()
-        if left is not None and fits > left // 2:      # what is not kept is decoded anew, with the same results
+        if left is not None and fits * ranks > left // 2:      # what is not kept is decoded anew, with the same results
             common["cache_mb"] = 0
         train = Loader(train, self.input.side, options["batch"], drop_last=options["drop_last"], **common)
         # Where Keras counts whole batches only, it must not always be the last class that is left out.
         val = Loader(val, self.input.side, options["batch"], shuffle=options["drop_last"], **common)
         if kept := train.cache_bytes + val.cache_bytes:
-            self.tell("memory", f"decoded pictures come to take {kept / 2**20:,.0f} MB besides")
-        elif fits and "cache_mb" in common:
+            self.tell("memory", f"decoded pictures come to take {kept / 2**20:,.0f} MB besides" + ", in each rank" * (ranks > 1))
+        elif fits and common.get("cache_mb") == 0:
             self.tell("memory", f"{left / 2**20:,.0f} MB are left, too little to keep decoded pictures: each epoch decodes them anew")
         if not len(train):
             raise UserError(f"--batch {options['batch']}: the {len(train.folder)} images of {train.folder.root} do not fill one, "
@@ -213,14 +244,16 @@ class Session:
         found = self.initial = self.initial or self.initial_weights(None)
         if found is None:
             return
-        net, last = network.net, list(network.net.layers)[-1]
+        net = network.net_of_all
+        last = list(net.layers)[-1]
         same = found.net.classes == net.classes and found.classes in (None, self.config["classes"])
         taken = {name: value for name, value in found.values.items() if same or not name.startswith(f"{last}.")}
         wanted = {name: shape for name, shape in net.parameters().items() if same or not name.startswith(f"{last}.")}
         if wrong := weights.faults({name: value.shape for name, value in taken.items()}, wanted):
             raise UserError(f"--init {shown(self.options['init'])}: its weights, of {found.net.name} at {found.net.size}x{found.net.size}, are not those of {net.name} at "
                             f"{net.size}x{net.size}: {wrong[0]}")
-        network.load_parameters(network.weights() | taken)      # a running mean begins after the first step
+        own = {name: network.own_part(value) for name, value in taken.items()}
+        network.load_parameters(network.weights() | own)      # a running mean begins after the first step
         why = "since the classes have other names" if found.net.classes == net.classes else f"for {net.classes} classes instead of {found.net.classes}"
         self.tell("init", f"weights of {found.source}" + f"; {last} is drawn anew, {why}" * (not same))
         self.initial = None      # it takes memory
@@ -247,6 +280,8 @@ class Session:
         if config["threads"] != self.config["threads"]:
             self.tell("warning", f"the run was started with {config['threads']} threads, now there are {self.config['threads']}: "
                       f"it continues, but not bit for bit; --threads {config['threads']} keeps to them")
+        if config["options"]["towers"] != self.options["towers"]:
+            self.tell("warning", f"the run had {config['options']['towers']} towers, now it has {self.options['towers']}: it continues, but not bit for bit")
         if config["classes"] != self.config["classes"]:
             raise UserError(f"the classes of {self.options['data'] or self.options['train']} are not those of the run in {self.folder}"
                             + twins(config["classes"], self.config["classes"]))
@@ -295,7 +330,7 @@ class Session:
     def begin_folder(self):
         """Keeps what the run is, and a report that a kill has prevented."""
         metrics = self.trainer.metrics
-        if self.fresh:
+        if self.first and self.fresh:
             with contextlib.suppress(OSError):
                 self.folder.best.unlink()      # of a run that was killed before it saved its last
             with contextlib.suppress(OSError):
@@ -303,11 +338,11 @@ class Session:
             if self.mean is not None:
                 self.folder.save_mean(self.mean)
             self.folder.save_duplicates(self.alike)
-        self.folder.save_config(self.config)
-        self.tell("run", str(self.folder))
-        if metrics and not self.folder.told(metrics):      # a kill came between the checkpoint and these
-            self.trainer.collector = Collector(self.trainer.network, self.trainer.val.folder)
-            validate(self.trainer.network, self.trainer.val, each=self.trainer.collector)
+        if self.first:
+            self.folder.save_config(self.config)
+            self.tell("run", str(self.folder))
+        if metrics and self.team.share(self.first and not self.folder.told(metrics)):      # a kill came between the checkpoint and these
+            self.trainer.validated()
             self.report()
         self.log()
 
@@ -316,29 +351,50 @@ class Session:
     def run(self, stop=lambda: False):
         """Trains to the end, or until stop() becomes true, and saves; yields what Trainer.run yields, after it was kept."""
         trainer = self.trainer
+        self.team.begin()
         self.begin_folder()
         try:
             for at in trainer.run(stop):
                 whole = at == "step" and trainer.state["batch"] == len(trainer.train)      # its last step is yet to be looked at
                 if at == "epoch":
                     self.keep_epoch()
-                elif at != "begin" and not whole and time.monotonic() - self.saved_at > SAVE_EVERY:
+                elif at != "begin" and not whole and self.team.most(time.monotonic() - self.saved_at) > SAVE_EVERY:
                     self.save()
                 yield at
             if not trainer.finished:
                 self.save()
         except Diverged as error:
-            saved = "its last checkpoint is from before" if self.folder.last.exists() else "nothing was saved"
-            raise UserError(f"{error}; {self.folder}: {saved}") from None
+            raise UserError(f"{error}; {self.folder}: {self.kept_before()}") from None
 
     def save(self):
         self.trainer.read()
         self.trainer.require_finite()
+        self.require_same()
         checkpoint.save(self.folder.last, self.trainer.network, self.trainer.state)
         self.saved_at = time.monotonic()
 
+    def require_same(self):
+        """A UserError if the ranks' weights, and what goes with them, are not those of the first."""
+        own, arrays = 0, self.trainer.network.arrays
+        if len(self.team.own) == self.team.parts:
+            return
+        for name in [name for name in arrays if name.endswith(" all") and name != "gradient all"]:
+            own = zlib.crc32(self.device.to_numpy(arrays[name]), own)
+        every = self.team.gather(own)
+        others = [rank for rank, crc in enumerate(every) if crc != every[0]]
+        if others:
+            raise UserError(f"the weights of rank{'s' * (len(others) > 1)} {', '.join(map(str, others))} are no longer those of rank 0, as they must be at "
+                            f"step {self.trainer.state['step']}: are their machines, libraries and kernels the same? {self.folder}: {self.kept_before()}")
+
+    def kept_before(self):
+        return "its last checkpoint is from before" if self.folder.last.exists() else "nothing was saved"
+
     def keep_epoch(self):
         state, metrics = self.trainer.state, self.trainer.metrics[-1]
+        for loader in self.trainer.train, self.trainer.val:      # what other ranks could not read
+            for path, reason in [item for found in self.team.gather(loader.unreadable) for item in found.items() if item[0] not in loader.unreadable]:
+                loader.unreadable[path] = reason
+                loader.warn(f"skipped {UnreadableImage(path, reason)}")
         if metrics["val_top1"] > state["best"]:
             state["best"] = metrics["val_top1"]
             self.trainer.require_finite()
@@ -349,7 +405,7 @@ class Session:
 
     def log(self):
         """Writes what was asked for besides; training goes on where that fails."""
-        if self.options["log"] == "tensorboard":
+        if self.first and self.options["log"] == "tensorboard":
             try:
                 board.write(self.folder.path, self.trainer.metrics)
             except OSError as error:
@@ -358,22 +414,24 @@ class Session:
     def try_step(self):
         """One training step, of which nothing is kept. -> {"images", "loss", "seconds"}"""
         trainer = self.trainer
-        with contextlib.closing(trainer.train.epoch(0)) as batches:
-            batch = next((batch for batch in batches if len(batch)), None)
-        if batch is None:
+        with contextlib.closing(trainer.batches(0)) as batches:
+            parts, count = next(((parts, count) for parts, count in batches if count), ((), 0))
+        if not count:
             raise UserError(f"no training image could be read from {trainer.train.folder.root}")
         began = time.perf_counter()
-        trainer.step(batch)
+        trainer.take(parts, count)
         trainer.read()
-        return {"images": len(batch), "loss": trainer.so_far()["loss"], "seconds": time.perf_counter() - began}
+        return {"images": count, "loss": trainer.so_far()["loss"], "seconds": time.perf_counter() - began}
 
     def report(self):
         """Writes the report of the epochs so far, and then metrics.jsonl. A report that fails is told of once, and training goes on."""
-        trainer = self.trainer
+        trainer, filters = self.trainer, page.first_filters(self.trainer.network)
+        if not self.first:
+            return
         try:
             images, labels, views, *_ = trainer.last or trainer.last_of(len(trainer.metrics) - 1)
             seen = page.augmented(self.input, images[:page.SHOWN], views[:page.SHOWN], self.device, self.mean)
-            page.write(self.folder.path, self.config, trainer.metrics, seen=seen, labels=labels[:page.SHOWN], **page.first_filters(trainer.network),
+            page.write(self.folder.path, self.config, trainer.metrics, seen=seen, labels=labels[:page.SHOWN], **filters,
                        **trainer.collector.found())
         except Exception as error:
             if not self.unreported:

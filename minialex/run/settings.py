@@ -20,25 +20,26 @@ from .recipes import RECIPES
 
 # Options that came later, and what a run has that was begun before there were these: nothing of the kind, and the one algorithm there was.
 NEUTRAL = {"val_fraction": None, "clip_norm": None, "class_weights": "none", "early_stop": 0, "log": "none", "average": None, "precision": "float32",
-           "freeze": None, "lr_of": None}
+           "freeze": None, "lr_of": None, "parts": 1, "towers": 1}
 OLDER = NEUTRAL | {"conv": "im2col"}
 DEFAULTS = {"net": "half", "epochs": 30, "batch": 64, "lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4, "schedule": "cosine,warmup:1",
             "seed": 0, "init": "he", "form": "2012", "workspace_mb": None, "size": None, "side": None, "fit": None, "augment": "",
             "optimizer": "sgd", "bias_lr": 1.0, "bias_decay": 0.0, "label_smoothing": 0.0, "drop_last": False, "conv": "auto", **NEUTRAL}
 # All that can be asked for.
 OPTIONS = "data", "train", "val", "device", "threads", "recipe", *DEFAULTS
-INTEGERS = "epochs", "batch", "size", "side", "threads", "seed", "early_stop"
+INTEGERS = "epochs", "batch", "size", "side", "threads", "seed", "early_stop", "parts", "towers"
 NUMBERS = "lr", "momentum", "weight_decay", "bias_lr", "bias_decay", "label_smoothing", "workspace_mb", "val_fraction", "clip_norm", "average"
 SGD_ONLY = "momentum", "weight_decay", "form", "bias_lr", "bias_decay"
 SHAPES_DEFAULTS = {"epochs": 8, "batch": 32, "size": 98}       # reaches 97 % on the built-in set in a minute on two cores
 CHOICES = {"fit": ("crop", "squash"), "optimizer": ("sgd", "adam"), "form": ("2012", "torch"), "init": ("he", "published", "2012-code"),
            "class_weights": ("none", "balanced"), "conv": tune.CHOICES, "precision": PRECISIONS, "log": ("none", "tensorboard")}
-ANEW = "epochs", "early_stop", "log", "device", "threads"
+ANEW = "epochs", "early_stop", "log", "device", "threads", "towers"
 RESUMED = *ANEW, "data", "train", "val"       # what may be asked for anew when a run is resumed
 
 
-def settle(given, out=None, resume=None):
-    """-> (options, config of the run to resume or None, its RunFolder). given: {option: value, or None where it is not asked for}"""
+def settle(given, out=None, resume=None, ranks=1):
+    """-> (options, config of the run to resume or None, its RunFolder). given: {option: value, or None where it is not asked for}; ranks: how many train
+    together"""
     given = {name: typed(name, value) for name, value in given.items()}
     for name, path in ("data", given["data"]), ("train", given["train"]), ("val", given["val"]), ("out", out), ("resume", resume):
         if path is not None and not os.fspath(path):
@@ -46,7 +47,7 @@ def settle(given, out=None, resume=None):
     if resume is not None:
         if out is not None:
             raise UserError("--out cannot be given with --resume, which goes on in the folder of the run")
-        return resumed(given, RunFolder(resume))
+        return resumed(given, RunFolder(resume), ranks)
     if given["recipe"] not in (None, *RECIPES):
         raise UserError(f"--recipe {given['recipe']}: choose one of {', '.join(RECIPES)}")
     own = dict(RECIPES.get(given["recipe"]) or ({} if given["data"] or given["train"] or given["val"] else SHAPES_DEFAULTS))
@@ -59,6 +60,8 @@ def settle(given, out=None, resume=None):
     if begun and not os.path.exists(given["init"]):
         raise UserError(f"--init {shown(given['init'])}: choose {', '.join(CHOICES['init'])}, or name a run folder or a file of weights; there is none of this name")
     options = {name: own.get(name, DEFAULTS.get(name)) if value is None else value for name, value in given.items()}
+    if given["parts"] is None and options["towers"] == 1:
+        options["parts"] = ranks
     if options["optimizer"] == "adam":
         for name in SGD_ONLY:
             if given[name] is not None:
@@ -95,7 +98,7 @@ def typed(name, value):
     return kind(value)
 
 
-def resumed(given, folder):
+def resumed(given, folder, ranks=1):
     """What `settle` gives for a run that goes on."""
     for name, value in given.items():
         if value is not None and name not in RESUMED:
@@ -108,6 +111,8 @@ def resumed(given, folder):
     if missing:
         raise UserError(f"{folder.path / 'config.json'} lacks the option {missing[0]}: it is of another version of minialex, which can still continue the run")
     options = {**config["options"], **{name: given[name] for name in ANEW if given[name] is not None}}
+    if given["towers"] is None and options["towers"] != ranks:      # what a run is does not depend on them
+        options["towers"] = 1
     if any(given[name] for name in ("data", "train", "val")):      # it has moved
         options |= {name: given[name] for name in ("data", "train", "val")}
     check_ranges(options)
@@ -118,13 +123,17 @@ def check_ranges(options):
     for name, known in CHOICES.items():
         if options[name] is not None and options[name] not in known and name != "init":      # of which `settle` knows more
             raise UserError(f"--{name.replace('_', '-')} {options[name]}: choose one of {', '.join(known)}")
-    for name, least in (("epochs", 1), ("batch", 1), ("size", 1), ("side", 1), ("threads", 1), ("seed", 0), ("early_stop", 0)):
+    for name, least in (("epochs", 1), ("batch", 1), ("size", 1), ("side", 1), ("threads", 1), ("seed", 0), ("early_stop", 0), ("parts", 1)):
         if options[name] is not None and options[name] < least:
             raise UserError(f"--{name.replace('_', '-')} {options[name]}: expected at least {least}")
     for name in ("lr", "momentum", "weight_decay", "bias_lr", "bias_decay", "label_smoothing"):
         below_1 = name in ("momentum", "label_smoothing")
         if options[name] is not None and not 0 <= options[name] < (1 if below_1 else math.inf):
             raise UserError(f"--{name.replace('_', '-')} {options[name]}: expected {'0 up to below 1' if below_1 else '0 or more'}")
+    if options["towers"] not in (1, 2):
+        raise UserError(f"--towers {options['towers']}: expected 2, as there were in 2012, or 1 for none")
+    if options["parts"] > options["batch"]:
+        raise UserError(f"--parts {options['parts']}: a batch of {options['batch']} has no image for each of them; use fewer, or a larger --batch")
     if options["val_fraction"] is not None and not 0 < options["val_fraction"] < 1:
         raise UserError(f"--val-fraction {options['val_fraction']}: expected more than 0 and less than 1, as 0.2 is")
     if options["workspace_mb"] is not None and not 0 < options["workspace_mb"] < math.inf:

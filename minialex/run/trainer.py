@@ -3,7 +3,7 @@
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
@@ -28,12 +28,15 @@ class Trainer:
     `state` is all that a checkpoint needs besides the network's arrays; `metrics` are a dict for each epoch that is done. After an
     epoch `collector` has what a report shows of its validation. early_stop: so many epochs without a higher validation top-1 are the
     end, 0 for no such end; bar: of a validation.
+
+    Where the network's team has more ranks than one, all of them go through this together, and what is decided by a clock or by stop() is decided on all
+    ranks' values.
     """
 
     def __init__(self, network: Network, train: Loader, val: Loader, schedule: Callable[[int, list[dict]], float], *, epochs: int,
                  seed: int = 0, early_stop: int = 0, bar: Bar = silent) -> None:
         self.network, self.train, self.val, self.schedule, self.epochs, self.seed = network, train, val, schedule, epochs, seed
-        self.early_stop, self.bar = early_stop, bar
+        self.early_stop, self.bar, self.team = early_stop, bar, network.team
         # sums: of losses, top-1 hits and images of the epoch so far
         self.state: dict[str, Any] = {"epoch": 0, "batch": 0, "step": 0, "sums": [0.0, 0, 0], "seconds": 0.0, "metrics": [], "best": -1.0}
         self.unread = 0         # images that the sums do not have yet
@@ -75,28 +78,48 @@ class Trainer:
         while not self.finished:
             yield "begin"
             self.began = time.perf_counter()
-            with contextlib.closing(self.train.epoch(state["epoch"], state["batch"])) as batches:
-                for batch in batches:
-                    if len(batch):
-                        self.step(batch)
-                        if time.monotonic() - self.read_at > READ_EVERY:
+            with contextlib.closing(self.batches(state["epoch"], state["batch"])) as batches:
+                for parts, count in batches:
+                    if count:
+                        self.take(parts, count)
+                        if self.team.most(time.monotonic() - self.read_at) > READ_EVERY:
                             self.read()
                     state["batch"] += 1
                     self.clock()
                     yield "step"
                     # Of an epoch's last step the end of the epoch must see what there is to see before it stops.
-                    if state["batch"] < len(self.train) and stop():
+                    if state["batch"] < len(self.train) and self.team.most(stop()):
                         return
             self.clock()
             self.read()
             layers = self.layers()
             yield "validate"
-            self.collector = Collector(self.network, self.val.folder)
-            scores = validate(self.network, self.val, stop, self.collector, self.bar)
+            scores = self.validated(stop)
             if scores is None:
                 return
             self.end_epoch(scores, layers)
             yield "epoch"
+
+    def batches(self, epoch: int, start: int = 0) -> Generator[tuple[tuple[Batch, ...], int], None, None]:
+        """Yields for each batch of an epoch this rank's parts, and how many images all ranks have of it."""
+        with contextlib.closing(self.train.epoch(epoch, start)) as found:
+            for parts in zip(*[iter(found)] * len(self.team.own)):
+                yield parts, sum(self.team.of_parts(sum(map(len, parts))))
+
+    def validated(self, stop: Callable[[], bool] | None = None) -> dict | None:
+        """Scores of the validation set as `validate` gives them, and the `collector` of it."""
+        self.collector = Collector(self.network, self.val.folder)
+        scores = validate(self.network, self.val, stop, self.collector, self.bar)
+        if scores is not None:
+            self.collector.merge(self.team, self.val.order(0))
+        return scores
+
+    def take(self, parts: Sequence[Batch], count: int) -> None:
+        """One step, with what `batches` yields."""
+        if self.team.parts == 1:
+            self.step(parts[0])
+        else:
+            self.step_of_parts(parts, count)
 
     def step(self, batch: Batch) -> None:
         state, n = self.state, len(batch)
@@ -108,6 +131,18 @@ class Trainer:
         state["step"] += 1
         self.unread += n
 
+    def step_of_parts(self, parts: Sequence[Batch], count: int) -> None:
+        """As `step`, of a batch that is cut: this rank's parts, and the images of all."""
+        state, timed = self.state, self.state["batch"] == len(self.train) // 2
+        rate = self.schedule(state["step"], state["metrics"])
+        fed = [(batch.images, batch.labels, self.network.input.draw(self.seed, state["epoch"], batch.index)) for batch in parts]
+        took = self.network.train_parts(fed, count, state["step"], rate, timed)
+        if len(parts[0]):
+            self.last = *fed[0], state["step"], rate
+        self.times = took or self.times
+        state["step"] += 1
+        self.unread += count
+
     def clock(self) -> None:
         """Moves the time since it was last called to the epoch's."""
         now = time.perf_counter()
@@ -116,7 +151,7 @@ class Trainer:
 
     def read(self) -> None:
         """Takes the epoch's scores from the device. They stay there: rounding must not depend on when they are read."""
-        loss, hits, _ = self.network.device.to_numpy(self.network.arrays["output totals"]).sum(axis=1)
+        loss, hits, _ = self.network.totals().sum(axis=1)
         if not math.isfinite(loss):
             self.diverged("loss")
         self.state["sums"] = [float(loss), int(hits), self.state["sums"][2] + self.unread]
@@ -138,7 +173,9 @@ class Trainer:
                        "a longer warm-up, or --init he")
 
     def layers(self) -> dict[str, dict]:
-        """What the last step has left in each layer, as Network.statistics tells it."""
+        """What the last step has left in each layer, as Network.statistics tells it; nothing but on the first rank, which has the first part of each batch."""
+        if self.team.rank and self.team.towers == 1:
+            return {}
         self.last = self.last or self.last_of(self.state["epoch"])
         return self.network.statistics(*self.last)
 
@@ -161,7 +198,7 @@ class Trainer:
             raise UserError(f"no training image could be read from {self.train.folder.root}")
         metrics = {"epoch": state["epoch"] + 1, "step": state["step"], "train_loss": loss / count, "train_top1": hits / count,
                    "val_loss": scores["loss"], "val_top1": scores["top1"], "val_top5": scores["top5"], "images_per_s": count / state["seconds"],
-                   "lr": self.last[-1], "layers": layers, **self.time_split(),
+                   "lr": self.last[-1] if self.last else None, "layers": layers, **self.time_split(),
                    "unreadable": {"train": (len(self.train) * self.train.batch if self.train.drop_last else len(self.train.folder)) - count,
                                   "val": len(self.val.folder) - scores["images"]}}
         if self.train.drop_last and scores["whole"] is not None:

@@ -566,7 +566,7 @@ def test_cupy_has_what_the_stand_in_has():
     pytest.importorskip("cupy", reason="CuPy is not installed, so the stand-in is not compared with it (pip install cupy-cuda13x)")
     compared = 0
     for module, made in stand_in.install().items():
-        if module.endswith(".cublas"):
+        if module.endswith((".cublas", ".nccl")):
             compared += compare_with_the_library(module, made)
             continue
         real_module = importlib.import_module(module)
@@ -600,11 +600,17 @@ def test_a_kernel_is_called_as_cupy_documents():
 
 
 def compare_with_the_library(module, made):
-    """cuBLAS's module does not import without cuBLAS; its file holds the signatures all the same."""
+    """cuBLAS's module does not import without cuBLAS, and NCCL's not without NCCL; their files hold the signatures all the same."""
     file, = (Path(place) / f"{module.rpartition('.')[2]}{suffix}" for place, suffix in itertools.product(
         importlib.import_module("cupy_backends.cuda.libs").__path__, importlib.machinery.EXTENSION_SUFFIXES)
         if (Path(place) / f"{module.rpartition('.')[2]}{suffix}").exists())
     text = file.read_bytes()
+    if module.endswith(".nccl"):
+        for name in "send", "recv":
+            declared = re.search(rb"\x00NcclCommunicator\." + name.encode() + rb"\(([^)]*)\)", text)[1].decode()
+            assert [part.split()[-1] for part in declared.split(",")] == list(inspect.signature(getattr(made.NcclCommunicator, name)).parameters)
+        assert all(name in text for name in (b"groupStart()", b"groupEnd()", b"get_unique_id()", b"NCCL_FLOAT32"))
+        return 2
     for name in "sgemmStridedBatched", "gemmStridedBatchedEx":
         declared = re.search(rb"\x00" + name.encode() + rb"\(([^)]*)\)", text)[1].decode()
         assert [part.split()[-1] for part in declared.split(",")] == list(inspect.signature(getattr(made, name)).parameters)

@@ -55,7 +55,7 @@ def test_all_of_it_is_resumed_bit_for_bit(pictures, own_pictures, finished, tmp_
     whole, out = tmp_path / "whole", tmp_path / "run"
     run = minialex.fit(own_pictures, out=whole, size=72, batch=8, epochs=2, lr=0.002, device="cpu", progress=False, clip_norm=0.5, class_weights="balanced", average=0.9,
                        early_stop=2, log="tensorboard")
-    assert {name: run.config["options"][name] for name in NEUTRAL} == {"val_fraction": None, "clip_norm": 0.5, "class_weights": "balanced", "early_stop": 2, "log": "tensorboard", "average": 0.9, "precision": "float32", "freeze": None, "lr_of": None}
+    assert {name: run.config["options"][name] for name in NEUTRAL} == {"val_fraction": None, "clip_norm": 0.5, "class_weights": "balanced", "early_stop": 2, "log": "tensorboard", "average": 0.9, "precision": "float32", "freeze": None, "lr_of": None, "parts": 1, "towers": 1}
     stopped(arguments(own_pictures, out, *asked), 6)      # in the second epoch
     assert train.main(["--resume", str(out)]) == 0
     assert_same_run(out, whole)

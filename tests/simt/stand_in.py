@@ -586,6 +586,55 @@ class Library:
         return called
 
 
+class NcclCommunicator:
+    """cupy_backends/cuda/libs/nccl.pyx. Ranks are processes with a stand-in each, whose memory has no way to another's but MPI."""
+
+    def __init__(self, ndev, commId, rank):
+        from mpi4py import MPI
+        self._MPI, self._world = MPI, MPI.COMM_WORLD.Dup()
+        if commId != get_unique_id() or (ndev, rank) != (self._world.size, self._world.rank):
+            raise RuntimeError("NCCL_ERROR_INVALID_ARGUMENT: invalid argument")
+
+    def send(self, sendbuf, count, datatype, peer, stream):
+        self._add("Isend", sendbuf, count, datatype, peer, stream)
+
+    def recv(self, recvbuf, count, datatype, peer, stream):
+        self._add("Irecv", recvbuf, count, datatype, peer, stream)
+
+    def _add(self, call, pointer, count, datatype, peer, stream):
+        if NcclCommunicator.group is None:
+            raise RuntimeError("outside of a group a send waits for its receiver, which is yet to come")
+        if datatype != 7 or stream != get_current_stream().ptr or peer == self._world.rank:
+            raise RuntimeError("NCCL_ERROR_INVALID_ARGUMENT: invalid argument")
+        gpu.check_place(pointer)
+        NcclCommunicator.group.append((self._world, call, pointer, count, peer))
+
+    group = None
+
+
+def groupStart():
+    NcclCommunicator.group = []
+
+
+def groupEnd():
+    """In the order of the stream, which here does all before it at once: others may be waiting in a call of their host."""
+    group, NcclCommunicator.group = NcclCommunicator.group, None
+
+    def run():
+        from mpi4py import MPI
+        MPI.Request.Waitall([getattr(world, call)(gpu.bytes(pointer, 4 * count), peer) for world, call, pointer, count, peer in group])
+    get_current_stream()._push(run)
+    get_current_stream()._run_to()
+
+
+def get_unique_id():
+    return b"\x11" * 128
+
+
+def deviceGetPCIBusId(device):
+    return f"0000:{device:02X}:00.0"
+
+
 def getDeviceCount():
     if not gpu.driver:
         raise CUDARuntimeError(35, "cudaErrorInsufficientDriver: CUDA driver version is insufficient for CUDA runtime version")
@@ -644,7 +693,7 @@ def install():
     Stream.current = []
     Stream.null = Stream(null=True)
     runtime = dict(getDeviceCount=getDeviceCount, getDeviceProperties=getDeviceProperties, CUDARuntimeError=CUDARuntimeError,
-                   memGetInfo=memGetInfo, runtimeGetVersion=runtimeGetVersion, driverGetVersion=driverGetVersion)
+                   memGetInfo=memGetInfo, runtimeGetVersion=runtimeGetVersion, driverGetVersion=driverGetVersion, deviceGetPCIBusId=deviceGetPCIBusId)
     modules = {
         "cupy": dict(__version__="stand-in", ndarray=ndarray, empty=empty, asarray=asarray, asnumpy=asnumpy, RawModule=RawModule,
                      get_default_memory_pool=get_default_memory_pool),
@@ -652,6 +701,7 @@ def install():
                           alloc_pinned_memory=alloc_pinned_memory, set_allocator=set_allocator,
                           set_pinned_memory_allocator=set_pinned_memory_allocator, get_current_stream=get_current_stream, get_elapsed_time=get_elapsed_time,
                           get_cublas_handle=lambda: 1),
+        "cupy.cuda.nccl": dict(available=True, NCCL_FLOAT32=7, NcclCommunicator=NcclCommunicator, groupStart=groupStart, groupEnd=groupEnd, get_unique_id=get_unique_id),
         "cupy.cuda.runtime": runtime, "cupy.cuda.memory": dict(OutOfMemoryError=OutOfMemoryError),
         "cupy_backends": {}, "cupy_backends.cuda": {}, "cupy_backends.cuda.libs": {}, "cupy_backends.cuda.api": {},
         "cupy_backends.cuda.api.driver": dict(launchKernel=launchKernel),

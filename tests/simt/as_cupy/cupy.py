@@ -1,6 +1,6 @@
 """The stand-in for CuPy as a whole process imports it: with this folder and tests/ on PYTHONPATH, for commands that tests start.
 
-STAND_IN_FAULT=KERNEL:address (or :death, :hang) lets each launch of a kernel go wrong as it may on a GPU.
+STAND_IN_GPUS is their number, 1 unless set. STAND_IN_FAULT=KERNEL:address (or :death, :hang) lets each launch of a kernel go wrong as it may on a GPU.
 """
 
 import ctypes
@@ -14,6 +14,7 @@ from simt import stand_in
 sys.modules.update(stand_in.install())
 load = ctypes.CDLL
 ctypes.CDLL = lambda name, *more, **options: stand_in.Library(name) if str(name).startswith("libcublas.so") else load(name, *more, **options)
+stand_in.gpu.devices = int(os.environ.get("STAND_IN_GPUS", "1"))
 fault = os.environ.get("STAND_IN_FAULT", "").split(":")
 
 
