@@ -294,7 +294,7 @@ def build(name: str, classes: int | None = None, size: int | None = None, fewer:
 
 def from_description(layers: dict, size: int, name: str = "net") -> Net:
     """The net that `Net.described` gave the layers of."""
-    ops, made = {op.__name__: op for op in reversed(Layer.__subclasses__())}, {}
+    ops, made = {op.__name__: op for op in reversed(Layer.__subclasses__()) if op.numbered}, {}      # the others are made where a net is cut
     for layer, described in layers.items() if isinstance(layers, dict) else ():
         try:
             fields = dict(described)

@@ -93,6 +93,7 @@ def test_compare_to_torch_times_nothing_that_is_not_equal(compare, monkeypatch, 
         check((np.nan, 0.02))
 
 
+@pytest.mark.slow
 def test_scaling(tmp_path):
     pytest.importorskip("torch", reason="scaling is measured beside PyTorch: pip install torch==2.13.0")
     done = run("scaling.py", "--quick", "--json", tmp_path / "found.json")

@@ -129,7 +129,7 @@ def torch_gradients(torch, net, truth, images, labels, views):
 
 
 @pytest.mark.parametrize("name, init", [*((name, "he") for name in CASES if name != "paper as published"), ("paper", "published"),
-                                        ("paper as published", "published")])
+                                        pytest.param("paper as published", "published", marks=pytest.mark.slow)])
 def test_logits_gradients_and_three_steps_equal_pytorchs(device, name, init):
     """In float64 to rounding; in float32 most batches to rounding, and all nearly."""
     torch = pytest.importorskip("torch", reason="PyTorch is not installed (pip install 'minialex[torch]'): no net is compared with it")

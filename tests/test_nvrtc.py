@@ -45,7 +45,7 @@ def test_every_kernel_compiles_and_spills_nothing(library, file, architecture):
         assert about["registers"] <= MOST.get(file.name, 64) and about["shared"] <= 48 << 10, (name, about)
 
 
-@pytest.mark.parametrize("architecture", QUICK)
+@pytest.mark.parametrize("architecture", [QUICK[0], *(pytest.param(other, marks=pytest.mark.slow) for other in QUICK[1:])])
 def test_cupys_own_compile_function_gives_the_same_code(library, architecture, monkeypatch):
     """With the options that CuPy adds to those of device/cuda.py; only the architecture, which it asks the driver for, is given."""
     pytest.importorskip("cupy", reason="CuPy is not installed (pip install cupy-cuda13x): NVRTC compiles with the options that it is known to add")

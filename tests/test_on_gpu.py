@@ -38,6 +38,7 @@ def test_without_a_gpu_all_of_them_are_skipped_for_that():
 
 def test_a_test_that_loses_the_gpu_is_the_last_of_its_process(gpu_in_processes, monkeypatch):
     monkeypatch.setenv("STAND_IN_FAULT", "relu_in_place:address")
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)      # it is none of xdist's
     done = subprocess.run([sys.executable, "-m", "pytest", "-q", "--tb=line", "-m", "gpu", "-p", "no:cacheprovider", "tests/ops/test_relu.py"], cwd=ROOT,
                           capture_output=True, text=True)
     assert "cudaErrorIllegalAddress" in done.stdout and "1 failed" in done.stdout, done.stdout

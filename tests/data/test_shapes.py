@@ -188,7 +188,7 @@ def linear(features, data):
     return best
 
 
-@pytest.mark.parametrize("side", [16, 32])
+@pytest.mark.parametrize("side", [16, pytest.param(32, marks=pytest.mark.slow)])
 def test_linear_classifier_on_pixels_fails(drawn, side):
     data = load(drawn / "train", side), load(drawn / "val", side)
     accuracy = linear(lambda x: x.reshape(len(x), -1) / 255, data)

@@ -305,6 +305,10 @@ def test_each_wait_of_the_input_is_needed(wait, schedule):
     assert done.stdout == "True\n" if not wait[0] else done.stdout == "False\n" or done.returncode == -11, (done.stdout, done.stderr[-2000:])
 
 
+def test_the_gpus_that_can_be_seen_are_counted(gpu):
+    assert cuda.count() == 1
+
+
 def test_pinned_pictures_go_up_from_where_they_are_and_are_held_until_then(gpu, schedule, monkeypatch):
     """The one batch that a program lets go of while it is being copied is another's in CuPy's pool."""
     set_schedule(gpu, schedule)

@@ -112,7 +112,7 @@ def test_the_keras_recipe_counts_steps_and_validation_as_keras_does(pictures, tm
         train.main([*command[:-4], "--out", str(tmp_path / "other"), "--batch", "64"])
 
 
-@pytest.mark.parametrize("recipe", ["2012", "2012-code"])
+@pytest.mark.parametrize("recipe", [pytest.param("2012", marks=pytest.mark.slow), "2012-code"])
 def test_a_mean_image_and_measured_colours_stay_with_the_run(pictures, tmp_path, recipe, capsys, plain_report):
     out = tmp_path / "run"
     options = ["--size", "67", "--batch", "16", "--device", "cpu", "--init", "he", "--lr", "0.0005", "--augment", "scale=1/58"]
