@@ -169,3 +169,16 @@ def test_what_they_refuse(tmp_path):
     pytest.importorskip("torch", reason="scaling is measured beside PyTorch: pip install torch==2.13.0")
     done = run("scaling.py", "--batches", 0)
     assert done.returncode == 2 and done.stderr == "error: --batches, --threads, --sizes and --rounds: expected at least 1\n"
+
+
+@pytest.mark.slow
+def test_overfitting(own_pictures, tmp_path):
+    """Four trainings that differ in what they draw anew and in dropout."""
+    done = run("overfitting.py", "--data", own_pictures, "--size", "72", "--epochs", "2", "--json", tmp_path / "found.json", "--plot", tmp_path / "plot.png")
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert list(found) == ["dropout and augmentation", "augmentation alone", "dropout alone", "neither"] and all(len(epochs) == 2 for epochs in found.values())
+    losses = [epochs[0]["train_loss"] for epochs in found.values()]
+    assert len(set(losses)) == 4 and (tmp_path / "plot.png").stat().st_size > 10_000
+    for name in found:
+        assert name in done.stdout
