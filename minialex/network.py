@@ -171,7 +171,7 @@ class Network:
     def input_gradient(self, images: np.ndarray, views: np.ndarray, wanted: np.ndarray) -> np.ndarray:
         """(n, size, size, 3): the gradient of the sum over k of wanted[n, k] times the number that the last layer gives class k, before the softmax and
         without dropout, with respect to the net's input, pixels as `views` scale them (Simonyan 2013, section 3). wanted (n, classes) float32: of
-        one class, 1 at its place. What `gradients` held is lost."""
+        one class, 1 at its place."""
         if "input wanted" not in self.arrays:
             raise RuntimeError("this network was laid out without the gradient of its input: make it with to_input=True")
         if as_array("wanted", wanted, ("N", "classes")).shape != (len(images), self.net.classes):
@@ -357,7 +357,7 @@ class Network:
                     layer, site = self.net.layers[name], self.site(name, mode, share, first, last, place)
                     device.place = f"{name} backward"
                     site.dy, site.accumulate = slope, i > 0
-                    site.gradients = {part: self.of_shares[share][of] for part, of in self.learnt(name).items()}
+                    site.gradients = {part: self.of_shares[share][of] for part, of in self.learnt(name, mode).items()}
                     if name == bottom:
                         site.dx = None
                     elif layer.in_place:
@@ -477,7 +477,7 @@ class Network:
         below: Any = self.net.layers[layers[layers.index(name) - 1]]
         own = self.averages if self.averages and mode not in TRAINED else self.parameters
         return Site(x=x, y=y, parameters={part: own[of] for part, of in parts.items()},
-                    gradients={part: self.gradients[of] for part, of in self.learnt(name).items()} if self.layout.training else {},
+                    gradients={part: self.gradients[of] for part, of in self.learnt(name, mode).items()},
                     pooled=name in self.net.pooled, relu=name in self.net.pooled.values() and below.relu,
                     prepared={k: self.arrays[array] for backward in (False, True) for k in layer.prepared(self.net.inputs[name], backward)
                               if (array := f"prepared {name}.{k}") in self.arrays},
@@ -486,9 +486,9 @@ class Network:
                     columns=self.arrays["workspace dense"] if layer.dense and self.layout.training else self.arrays["workspace columns"][share],
                     first=place + first, seed=self.seed, number=number, now=self.arrays["input now"])
 
-    def learnt(self, name: str) -> dict[str, str]:
-        """Of what a layer holds, {part: "layer.part"} of those that are not frozen."""
-        return {part: of for part, of in self.net.held(name).items() if self.net.layers[of.split(".")[0]].lr}
+    def learnt(self, name: str, mode: str) -> dict[str, str]:
+        """Of what a layer holds, {part: "layer.part"} of those whose gradients a pass computes: that are not frozen."""
+        return {part: of for part, of in self.net.held(name).items() if mode in TRAINED and self.net.layers[of.split(".")[0]].lr}
 
     def loss(self, n: int, mode: str, place: int) -> Array:
         """Launches the loss of n images that begin at `place` in the batch. -> gradient of the logits of the mean loss; of a part, of its loss in a full
