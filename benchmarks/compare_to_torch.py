@@ -29,6 +29,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from plots import save, subplots
 from sides import STATUS, Exported, Ours, Theirs, as_torch, distance, drawn, seconds, step_memory, torch_layers
 
 from minialex import nets, tune
@@ -298,11 +299,8 @@ def rows(found):
 
 
 def plot(found, path):
-    import matplotlib
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
     machine, bars = found["machine"], rows(found)[::-1]
-    figure, axes = pyplot.subplots(figsize=(8.5, 1.2 + 0.6 * len(bars)), layout="constrained")
+    figure, axes = subplots(size=(8.5, 1.2 + 0.6 * len(bars)))
     sides = {"ours": ("C0", "minialex"), "torch": ("C7", f"PyTorch {machine['torch']}, its fastest way"),
              "onnxruntime": ("C1", f"onnxruntime {machine['onnxruntime']}")}
     for place, (side, (colour, label)) in enumerate(sides.items()):
@@ -315,8 +313,7 @@ def plot(found, path):
     axes.set_xlabel(f"images per second, {machine['threads']} threads of {machine['processor']}; bold: ratio to PyTorch")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
+    save(figure, path)
 
 
 def main(arguments=None):

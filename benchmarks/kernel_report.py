@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 import nvrtc  # noqa: E402
 import ptx  # noqa: E402
+from plots import save, subplots  # noqa: E402
 from simt.trace import Trace  # noqa: E402
 
 from minialex import nets  # noqa: E402
@@ -614,12 +615,7 @@ def by_launch(names, batch):
 
 def plot(bars, path, batch):
     """Stacked bars of milliseconds by kind, a line below each for the host."""
-    import io
-
-    import matplotlib
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-    figure, axes = pyplot.subplots(figsize=(11, 1.4 + 0.62 * len(bars)), layout="constrained")
+    figure, axes = subplots(size=(11, 1.4 + 0.62 * len(bars)))
     y, left = np.arange(len(bars))[::-1], np.zeros(len(bars))
     for i, each in enumerate(KINDS):
         widths = np.array([parts[each] for parts, _, _ in bars.values()])
@@ -635,10 +631,7 @@ def plot(bars, path, batch):
     axes.set_axisbelow(True)
     figure.legend(frameon=False, loc="outside right center")
     figure.suptitle(f"Predicted (not measured): a training step of {batch} images")
-    image = io.BytesIO()
-    figure.savefig(image, format="png", dpi=110)
-    pyplot.close(figure)
-    write_beside(path, image.getvalue())
+    save(figure, path)
 
 
 def main():

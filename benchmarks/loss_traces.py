@@ -10,6 +10,7 @@ import json
 from itertools import count, islice
 
 import numpy as np
+from plots import save, subplots
 
 from minialex import nets
 from minialex.command import parser_of, run_command, say
@@ -65,13 +66,7 @@ def main(arguments=None):
 
 
 def plot(found, path):
-    import io
-
-    import matplotlib
-    matplotlib.use("Agg")
-    from matplotlib.figure import Figure
-    figure = Figure((8, 4.5), layout="constrained")
-    above, below = figure.subplots(2, height_ratios=(3, 2), sharex=True)
+    figure, (above, below) = subplots(2, size=(8, 4.5), height_ratios=(3, 2), sharex=True)
     truth = np.array(found["im2col"])
     for (name, values), look in zip(found.items(), ("C0-", "C1--", "C2:")):
         above.plot(values, look, label=name, linewidth=1)
@@ -81,9 +76,7 @@ def plot(found, path):
     above.legend()
     below.set_ylabel("distance\nfrom im2col")
     below.set_xlabel("step")
-    data = io.BytesIO()
-    figure.savefig(data, format="png", dpi=120)
-    write_beside(path, data.getvalue())
+    save(figure, path, 120)
 
 
 if __name__ == "__main__":

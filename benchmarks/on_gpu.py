@@ -6,7 +6,6 @@ Each stage is a process with a limit of its own, whose output is kept in DIR fro
 ends no other, and one whose tool is missing says so. DIR/report.md has what came of it, anew after each stage.
 """
 
-import argparse
 import contextlib
 import csv
 import importlib.util

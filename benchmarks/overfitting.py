@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+from plots import save, subplots
 
 import minialex
 from minialex.command import parser_of, run_command, say
@@ -56,13 +57,7 @@ def main(arguments=None):
 
 
 def plot(found, path):
-    import io
-
-    import matplotlib
-    matplotlib.use("Agg")
-    from matplotlib.figure import Figure
-    figure = Figure((10, 4), layout="constrained")
-    sides = figure.subplots(1, 2)
+    figure, sides = subplots(1, 2, size=(10, 4))
     for i, (name, epochs) in enumerate(found.items()):
         x = [metrics["epoch"] for metrics in epochs]
         for side, key in zip(sides, ("loss", "top1")):
@@ -74,9 +69,7 @@ def plot(found, path):
         side.set_ylabel(label)
     sides[0].set_ylim(bottom=0)
     sides[1].legend(title="validation (dotted: training)", loc="lower right")
-    data = io.BytesIO()
-    figure.savefig(data, format="png", dpi=120)
-    write_beside(path, data.getvalue())
+    save(figure, path, 120)
 
 
 if __name__ == "__main__":

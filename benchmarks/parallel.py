@@ -7,6 +7,7 @@ batch grows with them. --write puts the tables into the page, between the lines 
 """
 
 import json
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,11 @@ class Place:
     fast: float = 3e-6
     slow: float = 5e-6
 
+    @property
+    def way(self):
+        """(bytes per second, seconds of a message) of the slowest way between two of all devices."""
+        return (self.inside, self.fast) if self.near == self.devices else (self.between, self.slow)
+
 
 PLACES = (Place("8 H100, NVLink at 450 GB/s each way", 8, 8, 450e9, 450e9), Place("256 H100, 400 Gb/s for each between machines of 8", 256, 8, 450e9, 50e9),
           Place("2 machines of 2 cores, 10 Gb/s", 2, 1, 1.25e9, 1.25e9, 20e-6, 20e-6))
@@ -41,22 +47,12 @@ def net_bytes(name="paper"):
     net = nets.build(name)
     sizes = {kind: 0 for kind in (False, True)}
     for key, shape in net.parameters().items():
-        count = 1
-        for length in shape:
-            count *= length
-        sizes[net.layers[key.split(".")[0]].dense] += 4 * count
-    inputs = {layer: 4 * product(net.inputs[layer]) for layer in ("conv3", "fc6", "fc7", "fc8")}
+        sizes[net.layers[key.split(".")[0]].dense] += 4 * math.prod(shape)
+    inputs = {layer: 4 * math.prod(net.inputs[layer]) for layer in ("conv3", "fc6", "fc7", "fc8")}
     logits = 4 * net.classes
     towers = sum(inputs.values()) // 2 + logits // 2, sum(inputs.values()) // 2
     dense = sum(inputs[layer] for layer in ("fc6", "fc7", "fc8"))
     return sizes[False], sizes[True], towers, 2 * dense + logits
-
-
-def product(shape):
-    count = 1
-    for length in shape:
-        count *= length
-    return count
 
 
 def ring(size, count, speed, wait):
@@ -66,8 +62,7 @@ def ring(size, count, speed, wait):
 
 def flat(size, place):
     """All devices as one team: the slowest way between two binds each."""
-    speed, wait = (place.inside, place.fast) if place.near == place.devices else (place.between, place.slow)
-    return ring(size, place.devices, speed, wait)
+    return ring(size, place.devices, *place.way)
 
 
 def in_levels(size, place):
@@ -77,7 +72,7 @@ def in_levels(size, place):
 
 def around_dense(size, batch, place):
     """Of one weird trick: the inputs of dense layers gathered and their gradients' sums scattered, (K - 1) / K of each image's bytes."""
-    speed, wait = (place.inside, place.fast) if place.near == place.devices else (place.between, place.slow)
+    speed, wait = place.way
     return (place.devices - 1) / place.devices * size * batch / speed + 7 * (place.devices - 1) * wait      # four inputs and logits forward, three gradients back
 
 
@@ -129,6 +124,12 @@ def tables(cpu_images):
 BEGIN, END = "<!-- tables: benchmarks/parallel.py -->", "<!-- end of tables -->"
 
 
+def write_between(page, begin, end, text):
+    """Puts a text in the place of what lies between two lines of a page."""
+    before, _, rest = Path(page).read_text(encoding="utf-8").partition(begin)
+    write_beside(page, f"{before}{begin}\n\n{text}\n\n{end}{rest.partition(end)[2]}")
+
+
 def main(arguments=None):
     parser = parser_of("parallel", __doc__.split("\n")[0])
     parser.add_argument("--cpu-images", type=float, default=70.0, metavar="N", help="images per second of paper's training on two cores (default 70)")
@@ -137,9 +138,7 @@ def main(arguments=None):
     text = "\n".join(tables(args.cpu_images))
     say(text)
     if args.write:
-        page = Path(args.write).read_text(encoding="utf-8")
-        before, _, rest = page.partition(BEGIN)
-        write_beside(args.write, f"{before}{BEGIN}\n\n{text}\n\n{END}{rest.partition(END)[2]}")
+        write_between(args.write, BEGIN, END, text)
     return 0
 
 

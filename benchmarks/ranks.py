@@ -12,10 +12,11 @@ import sys
 import tempfile
 from pathlib import Path
 
+from parallel import write_between
+
 from minialex.command import parser_of, run_command, say
 from minialex.data.shapes import default_set
 from minialex.errors import UserError
-from minialex.files import write_beside
 from minialex.team import mpiexec
 
 BEGIN, END = "<!-- measured: benchmarks/ranks.py -->", "<!-- end of measured -->"
@@ -72,8 +73,7 @@ def main(arguments=None):
         lines.append(f"| {ranks} | {step:.2f} | {waited / step:.0%} | {moved / step:.0%} | {2 * (ranks - 1) / ranks * size / 1e6:,.0f} |")
     say(text := "\n".join(lines))
     if args.write:
-        before, _, rest = Path(args.write).read_text(encoding="utf-8").partition(BEGIN)
-        write_beside(args.write, f"{before}{BEGIN}\n\n{text}\n\n{END}{rest.partition(END)[2]}")
+        write_between(args.write, BEGIN, END, text)
     return 0
 
 

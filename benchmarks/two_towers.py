@@ -9,6 +9,7 @@ import argparse
 from pathlib import Path
 
 import numpy as np
+from plots import save, subplots
 
 from minialex import nets
 from minialex.command import run_command, say
@@ -20,17 +21,17 @@ COLOURED = 0.3      # of a filter's power, above which it counts as coloured
 
 def figure(name, path):
     """Figure 2 of Krizhevsky 2012: each tower's outputs as a slab, its height the pixels, its width the channels; lines where the towers meet."""
-    import matplotlib
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
     net = nets.build(name)
     towers = [tower_of(net, tower) for tower in range(2)]
-    axes = plt.figure(figsize=(12, 4.6)).add_axes((0.01, 0.01, 0.98, 0.98))
+    drawn = Figure((12, 4.6))
+    axes = drawn.add_axes((0.01, 0.01, 0.98, 0.98))
     shown = [layer for layer, one in net.layers.items() if layer[:2] in ("co", "po", "fc")]
     met = {layer.removeprefix("to_"): own.channels for layer, own in towers[0].layers.items() if own.exchanges}
     x, places = 1.2, {}
     axes.text(0.35, 0, f"{net.size}\n{net.size}\n3", ha="center", va="center", fontsize=8)
-    axes.add_patch(plt.Rectangle((0.55, -0.9), 0.16, 1.8, fc="#eeeeee", ec="black", lw=0.8))
+    axes.add_patch(Rectangle((0.55, -0.9), 0.16, 1.8, fc="#eeeeee", ec="black", lw=0.8))
     waiting = None
     for layer in net.layers:
         if layer in met:      # whoever reads it next, dropout or the layer behind
@@ -41,7 +42,7 @@ def figure(name, path):
             shape = own.outputs[layer]
             height, width = (0.15 + 1.5 * shape[0] / 60, 0.1 + shape[2] / 400) if len(shape) == 3 else (1.5, 0.14)
             y = (1.25, -1.25)[tower]
-            axes.add_patch(plt.Rectangle((x, y - height / 2), width, height, fc=("#dbe5f0", "#f6d9bf")[tower], ec="black", lw=0.8))
+            axes.add_patch(Rectangle((x, y - height / 2), width, height, fc=("#dbe5f0", "#f6d9bf")[tower], ec="black", lw=0.8))
             axes.text(x + width / 2, y + (height / 2 + 0.12) * (1, -1)[tower], nets.by(shape), ha="center", va=("bottom", "top")[tower], fontsize=7)
             if tower in places:
                 before, end = places[tower], y
@@ -54,7 +55,7 @@ def figure(name, path):
     for y in 1.25, -1.25:
         axes.plot([places[0], x], [y, 0.2 * np.sign(y)], color="#b03024", lw=0.8)
     axes.set_xlim(0, x + 1), axes.set_ylim(-2.4, 2.4), axes.axis("off")
-    plt.savefig(path, dpi=120)
+    save(drawn, path, 120)
 
 
 def colour(filters):
@@ -65,10 +66,7 @@ def colour(filters):
 
 def filters(runs, path):
     """Draws the first filters of both towers of each run, the most colourful last, and tells how colourful they are."""
-    import matplotlib
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    _, axes = plt.subplots(len(runs), 2, figsize=(9, 3.7 * len(runs)), squeeze=False)
+    figure, axes = subplots(len(runs), 2, size=(9, 3.7 * len(runs)), squeeze=False)
     for row, folder in zip(axes, runs):
         weight = next(iter(Run(folder, device="numpy").network.weights().values()))
         count = weight.shape[3] // 2
@@ -85,15 +83,11 @@ def filters(runs, path):
             place.set_title(f"{Path(folder).name}, tower {tower}: {(part > COLOURED).sum()} of {count} coloured, mean {part.mean():.2f}", fontsize=9)
             say(f"{folder}, tower {tower}: {(part > COLOURED).sum()} of {count} filters have more than {COLOURED:.0%} of their power in colour, "
                 f"{part.mean():.2f} in the mean")
-    plt.tight_layout()
-    plt.savefig(path, dpi=100)
+    save(figure, path, 100)
 
 
 def curves(runs, path):
-    import matplotlib
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    _, axes = plt.subplots(1, 2, figsize=(10, 3.6))
+    figure, axes = subplots(1, 2, size=(10, 3.6))
     for number, folder in enumerate(runs):
         metrics = Run(folder, device="numpy").history
         for place, keys in zip(axes, (("train_loss", "val_loss"), ("train_top1", "val_top1"))):
@@ -103,8 +97,7 @@ def curves(runs, path):
     axes[0].set_title("loss", fontsize=9), axes[1].set_title("top-1", fontsize=9)
     for place in axes:
         place.set_xlabel("epoch"), place.legend(fontsize=7, frameon=False)
-    plt.tight_layout()
-    plt.savefig(path, dpi=100)
+    save(figure, path, 100)
 
 
 def main():

@@ -210,7 +210,7 @@ def max_pool(node: Node, x: Value) -> tuple[Value, ...]:
 
 def winners(node: Node, layer: MaxPool, site: Site, x: Value) -> Value:
     """Where each maximum lies in the whole input, (N, C, ...) counted row by row, or with storage_order 1 column by column."""
-    (n, height, width, channels), place = site.x.shape, node.device.to_numpy(site.kept["winner"]).astype(np.int64)
+    (_, height, width, channels), place = site.x.shape, node.device.to_numpy(site.kept["winner"]).astype(np.int64)
     image, h, w, c = np.ogrid[tuple(slice(extent) for extent in place.shape)]
     row, column = np.divmod(place, layer.window.size[1])
     row, column = row + h * layer.window.stride[0] - layer.window.pad[0][0], column + w * layer.window.stride[1] - layer.window.pad[1][0]

@@ -261,10 +261,9 @@ def end_all(team, error):
     """Says what went wrong in this rank, unless the first one, having met the same, has said it, and ends all ranks."""
     if team.rank:
         time.sleep(LATER)
-    code = {UserError: 2, KeyboardInterrupt: 130, BrokenPipeError: BROKEN_PIPE}.get(type(error), 1)
-    if isinstance(error, UserError):
+    code = 2 if isinstance(error, UserError) else {KeyboardInterrupt: 130, BrokenPipeError: BROKEN_PIPE}.get(type(error), 1)
+    if code == 2:
         warn(f"error: {error}")
-        code = 2
     elif code == 1:
         traceback.print_exception(error)
     team.abort(code)
